@@ -26,6 +26,7 @@ OTHERS = re.compile(  # variables that are no settings: those of deploy/compose.
 )
 LINKED = re.compile(r"(tcp|udp|sctp)://")  # how the value of Kubernetes' LITMUS_PORT begins
 GROUP, NAMED, TEXTS, NUMBERS = '{"name": "value"}', '{"name": "text"}', '["a", "b"]', "[1, 2]"
+NUMBERS_OF_YAML = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 GROUPS = '[{"path": "owner/name"}]'
 
 
@@ -150,6 +151,8 @@ def _check_keys(node: Any, seen: set[int]) -> None:
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))
+    for scalar in (each for entry in node.value for each in (entry if isinstance(entry, tuple) else (entry,))):
+        _check_number(scalar)
     keys: set[str] = set()
     for entry in node.value:
         for inner in entry if isinstance(entry, tuple) else (entry,):
@@ -158,3 +161,10 @@ def _check_keys(node: Any, seen: set[int]) -> None:
             if entry[0].value in keys:
                 raise SetupError(f"{YAML}, line {entry[0].start_mark.line + 1}: {entry[0].value} was set before; leave one of them out")
             keys.add(entry[0].value)
+
+
+def _check_number(node: Any) -> None:
+    """YAML 1.1 takes 1:30 for 90, a number to the base of 60."""
+    if isinstance(node, yaml.ScalarNode) and node.tag in NUMBERS_OF_YAML and ":" in node.value:
+        line = node.start_mark.line + 1
+        raise SetupError(f"{YAML}, line {line}: YAML reads {node.value} as a number to the base of 60; write seconds, or quote a text")

@@ -5,7 +5,7 @@ One registry in one process, the API process. Labels have few values: never an i
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from serve.observe.durations import Durations
@@ -62,6 +62,12 @@ class Metrics:
             ("route",),
             registry=self.registry,
             buckets=REQUEST_S,
+        )
+        self.storage_up = Gauge(
+            PREFIX + "limits_storage_up",
+            "1 while limits are counted in Redis for all servers, 0 while this one counts alone",
+            ("storage",),
+            registry=self.registry,
         )
         self.refused = self._counter("requests_refused", "requests answered with a status of 400 or more", "route", "status", "code")
 

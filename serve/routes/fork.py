@@ -13,7 +13,7 @@ from serve.routes.carry import is_carried
 from serve.routes.forward import forward
 from serve.routes.lenient import Handler, LenientRoute, TellingRoute
 from serve.routes.service import Service
-from serve.upstream.errors import Passed
+from serve.upstream.errors import Foreign
 from serve.upstream.gateway import Gateway
 from serve.upstream.wires import WIRES
 from serve.wire.errors import error_response
@@ -40,7 +40,7 @@ def forked(base: type[APIRoute], gateway: Gateway, service: Service) -> type[API
                     if is_carried(pool, wire.path):
                         return await handle(request)
                     return await forward(service, gateway.upstreams, pool, wire, body, request)
-                except Passed as error:
+                except Foreign as error:
                     return error_response(error, request.url.path, error.headers)
 
             return handle_here_or_there

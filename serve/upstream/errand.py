@@ -17,7 +17,7 @@ from app.errors import DeadlineExceeded, LitmusError, UpstreamFailed
 from serve.observe.record import CLIENT_LEFT
 from serve.upstream.answer import Naming, dump, rename
 from serve.upstream.dialects import our_form, own_form
-from serve.upstream.errors import refusal
+from serve.upstream.errors import complaint_of, refusal
 from serve.upstream.events import Events
 from serve.upstream.meter import Meter
 from serve.upstream.pool import Place, Pool
@@ -54,6 +54,7 @@ class Errand:
         self.content = b""  # of a whole answer
         self._pieces: AsyncIterator[bytes]  # of a stream, after the first one
         self._first = b""
+        self._answering: Upstream | None = None  # whose answer has begun, and is not counted yet
         self._there = ""  # the model's name at the upstream that answers
         self._late: LitmusError = DeadlineExceeded(f"the answer was not complete after {timeout_s} s ({TIMEOUTS})")
         self._loop = asyncio.get_running_loop()
@@ -73,6 +74,7 @@ class Errand:
 
     async def close(self) -> None:
         """What has not ended by now was left by its client."""
+        self._tell("answered")
         self.meter.failed(CLIENT_LEFT)
         if self.response is not None:
             await self.response.aclose()
@@ -92,8 +94,10 @@ class Errand:
             await self.send()
             content = rename(self.content, self.order.wire, self.naming, self.meter)
         except LitmusError as error:
+            self._tell("failed")
             self.meter.failed(error.code)
             raise
+        self._tell("answered")
         self.meter.finished()
         return bytes(content)
 
@@ -122,8 +126,14 @@ class Errand:
                 self.meter.told(upstream.url, "refused")
                 raise
             else:
-                self.meter.told(upstream.url, "answered")
+                self._answering = upstream
                 return
+
+    def _tell(self, outcome: str) -> None:
+        """What became of an answer that had begun. Once."""
+        upstream, self._answering = self._answering, None
+        if upstream is not None:
+            self.meter.told(upstream.url, outcome)
 
     async def _try(self, upstream: Upstream) -> None:
         """Raises `UpstreamFailed`, and what the upstream refuses."""
@@ -135,7 +145,12 @@ class Errand:
         with as_failure(upstream):
             self.response = await upstream.http.send(request, stream=True)
             if self.response.status_code >= 300:
-                raise refusal(self.response, await _read(self.response, MAX_ERROR_BYTES, cut=True), (self._there, self.naming.model))
+                content = await _read(self.response, MAX_ERROR_BYTES, cut=True)
+                complaint = complaint_of(self.response.status_code, content)
+                if complaint is not None:
+                    upstream.note(complaint)
+                raise refusal(self.response, content, (self._there, self.naming.model))
+            upstream.note(None)
             if not self.order.stream:
                 self.content = our_form(abilities, path, await _read(self.response, MAX_ANSWER_BYTES))
                 return
@@ -159,10 +174,12 @@ class Errand:
                 async for line in fed:
                     yield line
         except LitmusError as error:
+            self._tell("failed" if isinstance(error, UpstreamFailed) else "answered")
             self.meter.failed(error.code)
             for line in events.fail(error):
                 yield line
             return
+        self._tell("answered")
         self.meter.finished()
         for line in events.finish():
             yield line

@@ -112,7 +112,7 @@ class Events:
         return [b"data: " + dump(error.envelope()) + b"\n\n", *self.finish()]
 
     def _fail_response(self, error: LitmusError) -> list[bytes]:
-        told: dict[str, Any] = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+        told: dict[str, Any] = {"type": "error", "code": error.envelope()["error"]["code"], "message": error.message, "param": error.param}
         response = {**self._response, "status": "failed", "error": {"code": "server_error", "message": error.message}}
         self._naming.apply(response)
         events = (told, {"type": "response.failed", "response": {"object": "response", **response}})

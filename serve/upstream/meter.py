@@ -18,7 +18,13 @@ COUNTS = {  # names of the counts; those of one tuple add up
     "prompt": (("prompt_tokens",), ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")),
     "answer": (("completion_tokens",), ("output_tokens",)),
 }
+MAX_COUNT = 10**9
 CUT = frozenset({"length", "max_tokens", "incomplete"})  # why an answer ended, where a limit ended it
+
+
+def is_count(value: Any) -> bool:
+    """Whether it can be a number of tokens: what is no such number would spoil what is counted until the next start."""
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 class Meter:
@@ -34,7 +40,7 @@ class Meter:
         self.texts = 0  # events with text
         self.counts: dict[str, int] = {}  # tokens as the upstream counted them
         self.cut = False
-        self._ended = False
+        self._has_upstream = self._ended = False
         if self._record is not None:
             self._record.model = model
 
@@ -43,7 +49,8 @@ class Meter:
         return self._metrics
 
     def sent(self) -> None:
-        """It has an upstream."""
+        """It has an upstream, which may compute for it though no count comes back."""
+        self._has_upstream = True
         self._metrics.queue.observe(time.monotonic() - self._entered_s)
 
     def told(self, url: str, outcome: str) -> None:
@@ -65,7 +72,7 @@ class Meter:
             return
         for part, forms in COUNTS.items():
             for names in forms:
-                numbers = [usage[name] for name in names if type(usage.get(name)) is int]
+                numbers = [usage[name] for name in names if is_count(usage.get(name))]
                 if numbers:
                     self.counts[part] = max(sum(numbers), self.counts.get(part, 0))
 
@@ -102,7 +109,7 @@ class Meter:
         if prompt:
             metrics.prompt_tokens.inc(prompt)
             metrics.prompt_length.observe(prompt)
-        if self._record is not None and self.counts:
+        if self._record is not None and (self.counts or self._has_upstream):
             self._record.jobs += 1
             self._record.prompt_tokens += prompt
         if self._record is not None:

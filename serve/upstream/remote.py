@@ -12,6 +12,7 @@ from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import FinishReason, Usage, UsedTier
 from app.schemas.wire import CompletionTokensDetails, PromptTokensDetails
 from serve.upstream.answer import choices_of
+from serve.upstream.meter import is_count
 from serve.wire.choice import ChoiceDelta, PartialCall
 
 REASONS: Mapping[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls"}  # every other one is a stop
@@ -128,5 +129,5 @@ def _text(value: Any) -> str:
 
 
 def _number(counts: Any, name: str) -> int:
-    count = counts.get(name) if isinstance(counts, dict) else None
-    return count if isinstance(count, int) else 0
+    count: Any = counts.get(name) if isinstance(counts, dict) else None
+    return int(count) if is_count(count) else 0

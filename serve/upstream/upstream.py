@@ -32,6 +32,7 @@ class Upstream:
         self.deaths = 0
         self.reason = "it has not been asked yet"  # why it is not reachable
         self.changed: Callable[[], None] = lambda: None
+        self._complaint: str | None = None  # what the log said last of its answers
         self._misses = 0
         self._http: httpx.AsyncClient | None = None
         self._hurry = asyncio.Event()
@@ -111,6 +112,12 @@ class Upstream:
         if not was_alive:
             log.info("upstream %s of %s answers (%s, context %s)", self.url, self.name, abilities.kind, abilities.context or "unknown")
             self.changed()
+
+    def note(self, complaint: str | None) -> None:
+        """What is wrong with its answers, None for one that is right. It is logged when it changes."""
+        if complaint is not None and complaint != self._complaint:
+            log.warning("upstream %s of %s %s", self.url, self.name, complaint)
+        self._complaint = complaint
 
     def lost(self, reason: str) -> None:
         """Take it out until it answers again."""

@@ -20,7 +20,7 @@ from serve.workers.router import Router
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS, GRAFANA = DEPLOY / "prometheus", DEPLOY / "grafana"
 VARIABLES = {"$__rate_interval": "1m", "$instance": ".*", "$model": ".*"}
-UNUSED = {"litmus:engine_report_age_seconds"}  # metrics that only an alert looks at
+UNUSED = {"litmus:engine_report_age_seconds", "litmus:limits_storage_up"}  # metrics that only an alert looks at
 RULES = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "litmus.json").read_text())
 PROMTOOL = shutil.which("promtool")

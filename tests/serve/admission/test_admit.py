@@ -10,6 +10,7 @@ import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from ports import free_port
 
 from app.settings import LimitSettings, QueueSettings
 from app.tokenizer import Tokenizer
@@ -101,6 +102,17 @@ def test_answers_of_the_real_routes_settle_the_tokens(tiny_folder: Path, clock: 
                 used += charged
         words = client.post("/v1/completions", json={**bodies["/v1/completions"], "stream": True}).text.count("data: ")
         assert charge_of(client, 100_000) - used > words > 2
+
+
+def test_the_metrics_say_whether_redis_counts(tiny_folder: Path) -> None:
+    """That nothing listens there does not end the start."""
+    place = f"127.0.0.1:{free_port()}"
+    served = Served(tiny_folder, LimitSettings(requests_per_minute=2, storage=f"redis://:secret@{place}"))
+    with served.client as client:
+        body = {"prompt": "hi", "max_tokens": 1}
+        assert [client.post("/v1/completions", json=body).status_code for _ in range(3)] == [200, 200, 429]
+    registry = served.router.observer.metrics.registry
+    assert registry.get_sample_value("litmus:limits_storage_up", {"storage": place}) == 0
 
 
 def charge_of(client: TestClient, limit: int) -> int:

@@ -24,10 +24,14 @@ class Application:
         self.status, self.usage = 200, '"usage":{"prompt_tokens":0,"completion_tokens":0}'
         self.wait: asyncio.Event | None = None
         self.raises = False
+        self.record: RequestRecord | None = None  # what the server counted meanwhile
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
         if self.wait is not None:
             await self.wait.wait()
+        RECORD.set(self.record)
         if self.raises:
             raise RuntimeError
         await send({"type": "http.response.start", "status": self.status, "headers": []})
@@ -52,11 +56,11 @@ class Client:
         self.quota = Quota(self.application, LimitSettings(**limits), Store("memory://"))
 
     async def post(
-        self, path: str = CHAT, size: int = 4, address: str = "1.2.3.4", key: str | None = None, **headers: str
+        self, path: str = CHAT, size: int = 4, address: str = "1.2.3.4", key: str | None = None, body: bytes = b"", **headers: str
     ) -> httpx.Response:
         transport = httpx.ASGITransport(Keyed(self.quota), raise_app_exceptions=False, client=(address, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post(path, content=b"x" * size, headers={**headers, **({"X-Key": key} if key else {})})
+            return await client.post(path, content=body or b"x" * size, headers={**headers, **({"X-Key": key} if key else {})})
 
 
 def test_requests_are_counted_and_the_answers_say_what_is_left(clock: SimpleNamespace) -> None:
@@ -173,8 +177,10 @@ def test_a_request_larger_than_the_limit_is_served_when_nothing_else_was_used(cl
         assert (await client.post(size=2000)).status_code == 200
         refused = await client.post(size=2000)
         assert refused.status_code == 429 and "this request needs about 10" in refused.json()["error"]["message"]
-        clock.now += 60 + 30  # 250 still count
+        clock.now += 49 * 60 - 1  # 490 of them are paid at 10 a minute
         assert (await client.post()).status_code == 429
+        clock.now += 1
+        assert (await client.post()).status_code == 200
 
     asyncio.run(main())
 
@@ -194,6 +200,60 @@ def test_a_failed_request_costs_no_tokens_and_a_refused_one_nothing(clock: Simpl
             assert refused.json()["error"]["code"] == "tokens_per_minute_exceeded"
             assert refused.headers["x-ratelimit-remaining-requests"] == "1"
         assert (await client.quota.store.window("requests/address:1.2.3.4")).used == 4
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "jobs", "generated", "charged"),
+    [
+        (503, "client_left", 1, 243, 278),
+        (408, "deadline_exceeded", 1, 255, 290),
+        (408, "deadline_exceeded", 1, 0, 35),  # while its prompt was read
+        (500, "engine_failed", 1, 3, 38),
+        (500, "engine_failed", 1, 0, 0),
+        (503, "client_left", 0, 0, 0),
+        (408, "body_too_slow", 0, 0, 0),
+    ],
+)
+def test_what_was_computed_is_charged_though_the_answer_never_came(
+    clock: SimpleNamespace, status: int, code: str, jobs: int, generated: int, charged: int
+) -> None:
+    async def main() -> None:
+        client = Client(tokens_per_minute=20_000)
+        client.application.status, client.application.usage = status, ""
+        prompt = 35 * jobs
+        client.application.record = RequestRecord("id", "POST", code=code, jobs=jobs, prompt_tokens=prompt, generated_tokens=generated)
+        await client.post(size=400)
+        assert (await client.quota.store.window("tokens/address:1.2.3.4")).used == charged
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"])
+def test_the_limit_of_an_answer_is_charged_before_it_begins(clock: SimpleNamespace, name: str) -> None:
+    async def main() -> None:
+        client = Client(tokens_per_minute=100, requests_per_minute=50)
+        client.application.wait = asyncio.Event()
+        body = b'{"messages": [{"content": "\\"n_predict\\": 99"}], "%s": 40}' % name.encode()  # 60 bytes and the name: 15 tokens or more
+        running = [asyncio.create_task(client.post(body=body)) for _ in range(20)]
+        done: list[asyncio.Task[httpx.Response]] = []
+        for _ in range(10_000):  # turns of the loop, of which each request takes some dozens
+            done = [each for each in running if each.done()]
+            await asyncio.sleep(0)
+        assert len(done) == 19
+        refused = done[0].result()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tokens_per_minute_exceeded")
+        assert refused.headers["x-ratelimit-remaining-requests"] == "49" and int(refused.headers["x-ratelimit-remaining-tokens"]) <= 45
+        client.application.usage = '"usage":{"prompt_tokens":5,"completion_tokens":2}'
+        client.application.wait.set()
+        answered = next(each for each in await asyncio.gather(*running) if each.status_code == 200)
+        assert answered.headers["x-ratelimit-remaining-tokens"] == str(100 - 40 - len(body) // 4)
+        assert (await client.quota.store.window("tokens/address:1.2.3.4")).used == 7
+        assert (await client.quota.store.window("requests/address:1.2.3.4")).used == 1
+        assert (await client.post(body=b'{"%s": 9000}' % name.encode())).status_code == 429, "as much as the limit"
+        clock.now += 120
+        assert (await client.post(body=b'{"%s": 9000}' % name.encode())).status_code == 200
 
     asyncio.run(main())
 

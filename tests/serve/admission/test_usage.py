@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serve.admission.usage import Usage, estimated_tokens
+from serve.admission.usage import AnswerLimit, Usage, estimated_tokens
 from serve.observe.record import RequestRecord
 
 ESTIMATE = 7
@@ -69,3 +69,12 @@ def test_what_the_server_counted_is_charged_where_the_answer_says_less() -> None
     assert usage.tokens(record) == 50, "two answers to one prompt of 30 tokens"
     usage.read(event({"usage": {"input_tokens": 60, "output_tokens": 20}}))
     assert usage.tokens(record) == 80, "two prompts"
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_the_limit_of_the_answer_is_found_wherever_the_body_is_cut(cut: int) -> None:
+    body = b'{"messages": [{"content": "a\\"max_tokens\\": 7"}], "max_tokens": 12, "tools": [{"max_tokens": {}}]}'
+    limit = AnswerLimit()
+    for piece in (body[:cut], body[cut:]):
+        limit.read(piece)
+    assert limit.tokens == 12

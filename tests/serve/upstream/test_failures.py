@@ -1,14 +1,20 @@
 """Every way in which an upstream can fail, and what the client sees of it."""
 
 import json
+import logging
+import re
 import socket
 import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import httpx
 import openai
 import pytest
 from openai_server import MODEL, Call, answer, drop, refusing, two_words
 from upstreams import error_of, hello
+
+from serve.upstream.errors import seconds_of
 
 CHAT = "/v1/chat/completions"
 
@@ -42,6 +48,91 @@ def test_a_429_keeps_its_retry_after(front):
     assert response.json()["error"]["type"] == "rate_limit_error"
     with pytest.raises(openai.RateLimitError, match="later"):
         front.client().chat.completions.create(model="one", messages=[{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed"),
+    [("17", "17"), (" 9 ", "9"), ("0", "1"), ("99999999999", "3600"), ("abc", "1"), ("-5", "1"), ("Wed, 21 Oct 2015 07:28:00 GMT", "1")],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_retry_after_is_a_bounded_number_of_seconds(front, status, sent, passed):
+    front.server.behave = refusing(status, {"error": {"message": "later"}}, retry_after=sent)
+    response = front.chat()
+    assert (response.status_code, response.headers["retry-after"]) == (status, passed)
+
+
+def test_a_retry_after_may_be_a_date():
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 80 < seconds_of(later) <= 90 and seconds_of(later.replace("GMT", "-0000")) > 80
+    assert seconds_of(None) is None and seconds_of("Wed, 99 Oct 2015 07:28:00 GMT") is None
+
+
+def test_codes_of_an_upstream_are_in_the_answer_and_in_no_metric(front):
+    async def breaks_off(call: Call) -> None:
+        await two_words(call)
+        await call.event({"error": {"message": "no", "code": "req-theirs-2"}})
+
+    front.server.behave = refusing(400, {"error": {"message": "no", "code": "req-theirs-1"}})
+    assert error_of(front.chat())[1] == "req-theirs-1"
+    front.server.behave = breaks_off
+    assert front.events(front.chat(stream=True))[-2]["error"]["code"] == "req-theirs-2"
+    text = front.http.get("/metrics").text
+    assert "req-theirs" not in text
+    assert f'litmus:requests_refused_total{{code="upstream_refused",route="{CHAT}",status="400"}}' in text
+    assert 'litmus:request_failures_total{code="upstream_refused",kind="generate",model="one"}' in text
+
+
+def test_a_stream_that_breaks_off_counts_as_failed(front):
+    def counted() -> dict[str, float]:
+        rows = re.findall(
+            r'^litmus:upstream_requests_total\{model="one",outcome="(\w+)",.*\} (\S+)$', front.http.get("/metrics").text, re.M
+        )
+        return {"answered": 0.0, "failed": 0.0, **{outcome: float(count) for outcome, count in rows}}
+
+    async def no_choices(call: Call) -> None:
+        await call.reply(200, {"id": "x"})
+
+    for behave, stream, outcome in ((two_words, True, "failed"), (no_choices, False, "failed"), (answer, True, "answered")):
+        before = counted()
+        front.server.behave = behave
+        front.chat(stream=stream)
+        assert {name: count - before[name] for name, count in counted().items() if count != before[name]} == {outcome: 1}
+
+
+def test_what_the_operator_has_to_know_is_logged_once_and_without_a_text(front, caplog):
+    def logged(status: int, code: object, times: int = 2) -> list[str]:
+        caplog.clear()
+        front.server.behave = refusing(status, {"error": {"message": "You said: hello", "code": code}})
+        for _ in range(times):
+            front.chat()
+        return [record.getMessage().partition(" of one ")[2] for record in caplog.records if record.name == "serve.upstream.upstream"]
+
+    with caplog.at_level(logging.WARNING, "serve.upstream"):
+        assert logged(401, "x") == ["refuses the key of upstream_key (401)"]
+        assert logged(500, "out_of_memory") == ["fails (500, out_of_memory)"]
+        assert logged(500, "You said: hello") == ["fails (500)"]
+        assert logged(403, "no_access") == ["forbids a request (403, no_access): its key may lack a right"]
+        assert logged(404, "x") == []
+        front.server.behave = answer
+        front.chat()
+        assert logged(403, "no_access", times=1) != [], "it was well in between"
+        assert "hello" not in caplog.text
+
+
+@pytest.mark.parametrize("count", [10**30, -1, 10**9 + 1, True, 1.5])
+def test_absurd_counts_are_none(front, count):
+    async def behave(call: Call) -> None:
+        choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": count, "completion_tokens": count}
+        await call.reply(200, {"id": "x", "choices": [choice], "usage": usage})
+
+    def tokens() -> list[str]:
+        return re.findall(r"^litmus:(?:prompt|generation)_tokens_total\{.*$", front.http.get("/metrics").text, re.M)
+
+    before = tokens()
+    front.server.behave = behave
+    assert front.chat().status_code == 200
+    assert tokens() == before
 
 
 def test_a_refusal_under_messages_has_anthropics_form(front):

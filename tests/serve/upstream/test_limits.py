@@ -1,8 +1,16 @@
 """How long an upstream may take, and how large its answers may be."""
 
 import httpx
+import pytest
 from openai_server import Call, two_words
+from prometheus_client import Counter
 from upstreams import error_of, hello
+
+from serve.admission.usage import Usage
+from serve.observe.observer import Observer
+from serve.observe.record import RECORD, RequestRecord
+from serve.upstream.meter import Meter
+from serve.upstream.wires import WIRES
 
 CHAT = "/v1/chat/completions"
 
@@ -61,3 +69,15 @@ def test_an_answer_without_end_is_bounded(front, monkeypatch):
     front.server.behave = behave
     assert "more than 1000 bytes" in error_of(front.chat())[2]
     assert "more than 1000 bytes" in front.events(front.chat(stream=True))[0]["error"]["message"]
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_what_an_upstream_was_asked_for_is_charged_though_it_counted_nothing(sent):
+    record = RequestRecord("id", "POST")
+    token = RECORD.set(record)
+    meter = Meter(Observer(["one"]), "one", WIRES[CHAT], Counter("c", "c", ["model", "upstream", "outcome"], registry=None))
+    RECORD.reset(token)
+    if sent:
+        meter.sent()
+    meter.failed("deadline_exceeded")
+    assert (record.jobs, Usage(20).tokens(record)) == (int(sent), 20)
