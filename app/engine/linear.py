@@ -25,8 +25,9 @@ from app.engine.packing import PackedWeights
 
 log = logging.getLogger(__name__)
 
-Place = tuple[nn.Module, str, nn.Module]  # a layer, and where it is: parent, name, layer
+Place = tuple[nn.Module, str, GroupedLinear | nn.Linear]  # a layer, and where it is: parent, name, layer
 
+LARGE_LAYER = 1 << 21  # weights of a layer that all threads pack together
 MAX_INPUT_ERROR = 0.03  # of a layer's outputs on the check's tokens, relative to their norm, because its inputs are rounded to 8 bits
 
 
@@ -110,9 +111,9 @@ def prepack_layers(model: nn.Module, known_harmed: Collection[str] | None = None
             replacements[id(layer.unpack)] = replacement
             if _is_on_16_bits(replacement, _is_precise(layer, head)):
                 harmed.append(paths[id(layer)])
-    for parent, name, layer in grouped.layers_of(model):
-        if isinstance(layer, GroupedEmbedding):
-            setattr(parent, name, _prepacked_embedding(layer, replacements.get(id(layer.unpack))))
+    for parent, name, embedding in grouped.layers_of(model):
+        if isinstance(embedding, GroupedEmbedding):
+            setattr(parent, name, _prepacked_embedding(embedding, replacements.get(id(embedding.unpack))))
     if harmed:
         log.info("%d layers round inputs to 16 bits, as 8 would change their outputs too much: %s", len(harmed), ", ".join(harmed))
     return harmed
@@ -125,10 +126,14 @@ def _mark_harmed(model: nn.Module, harmed: Collection[str]) -> None:
 
 
 def _replaced(model: nn.Module, head: nn.Module | None) -> Iterator[tuple[Place, nn.Module | None]]:
-    """What takes the place of each layer. Every thread packs layers of its own: where other processes want the cores, too, threads that
-    share the operations of one small layer wait for each other most of the time. No more layers are in memory twice than there are threads.
+    """What takes the place of each layer. Of small layers every thread packs one of its own: where other processes want the cores, too,
+    threads that share the operations of a small layer wait for each other most of the time. No more layers are in memory twice than there
+    are threads.
     """
-    places = (place for place in grouped.layers_of(model) if isinstance(place[2], GroupedLinear) or _is_plain(place[2]))
+    found = grouped.layers_of(model)
+    places: Iterator[Place] = (
+        (parent, name, layer) for parent, name, layer in found if isinstance(layer, GroupedLinear) or _is_plain(layer)
+    )
     threads = torch.get_num_threads()
 
     def replace_layer(place: Place) -> tuple[Place, nn.Module | None]:
@@ -136,8 +141,9 @@ def _replaced(model: nn.Module, head: nn.Module | None) -> Iterator[tuple[Place,
 
     yield from map(replace_layer, islice(places, 1))  # here, as it may compile the kernel
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        while replaced := list(pool.map(replace_layer, islice(places, threads))):
-            yield from replaced
+        while some := list(islice(places, threads)):
+            is_small = all(layer.in_features * layer.out_features < LARGE_LAYER for _, _, layer in some)
+            yield from pool.map(replace_layer, some) if is_small else map(replace_layer, some)
     torch.set_num_threads(threads)  # of this thread, and of what libraries count for all
 
 
