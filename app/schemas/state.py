@@ -17,6 +17,7 @@ CARD_EXAMPLE: JsonDict = {
     "display_name": "storyteller",
     "created_at": "2026-11-28T03:22:33Z",
     "root": "storyteller",
+    "parent": None,
     "aliases": ["gpt-4o-mini"],
     "status": "ready",
     "default": True,
@@ -29,6 +30,7 @@ CARD_EXAMPLE: JsonDict = {
     "dtype": "bfloat16",
     "device": "cpu",
     "observer": "storyteller-base",
+    "draft": None,
     "chat": True,
     "tools": "template",
     "methods": ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"],
@@ -50,6 +52,7 @@ CARD_EXAMPLE: JsonDict = {
         "bytes": 4135680,
         "layers_with_16_bit_inputs": [],
     },
+    "draft_weights": None,
     "upstreams": [],
 }
 SLOTS_EXAMPLE: JsonDict = {
