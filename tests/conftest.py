@@ -49,6 +49,7 @@ SHARED = {  # in all files of a folder: fixtures that take long to make, by the 
     "kernels": ("tests/app/engine", "built: Kernel"),
     "page": ("tests/ui", "import CHROMIUM"),
     "precisions": ("tests/precisions", "LocalModel"),
+    "triton": ("tests/app/engine", "from tritoncode import"),
 }
 SCOPES = {
     path.relative_to(ROOT).as_posix(): scope

@@ -1,8 +1,24 @@
-"""Compiles functions of Triton for cards that are not there."""
+"""Functions of Triton where no card is: run by its interpreter, and compiled for cards."""
 
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
+import pytest
+
 CAPABILITIES = (80, 90)  # Ampere, Hopper
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Executor]:
+    """Runs what it is given where Triton is imported with its interpreter: in a process of its own."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("TRITON_INTERPRET", "1")
+            pool.submit(int).result()  # the process starts with this environment
+        yield pool
 
 
 def compiled(function: Any, types: dict[str, str], sizes: dict[str, int], capability: int) -> str:

@@ -2,8 +2,11 @@ import pytest
 from driving import kernel_or_skip
 from older_kernels import OLDER, strict_kernel
 from tinygemm import Packed, use_tinygemm
+from tritoncode import interpreter
 
 from app.engine.kernel import Kernel
+
+__all__ = ["interpreter"]
 
 
 @pytest.fixture(scope="module", params=["native", next(iter(OLDER))])

@@ -1,8 +1,7 @@
 """Experts as on CUDA: joined, in floats and in 4 bits, by torch and by Triton's kernel in its interpreter."""
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -123,13 +122,9 @@ def interpret() -> dict[Any, float]:
 
 
 @pytest.fixture(scope="module")
-def errors() -> dict[Any, float]:
-    """What `probe` finds in Triton's interpreter. That is chosen when Triton is imported, so in a process of its own."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(interpret).result()
+def errors(interpreter: Executor) -> dict[Any, float]:
+    """What `probe` finds in Triton's interpreter."""
+    return interpreter.submit(interpret).result()
 
 
 @pytest.mark.parametrize("form", [EVEN, FLOATS], ids=["int4", "MXFP4"])
@@ -139,15 +134,17 @@ def test_the_kernel_computes_what_torch_does(shape: str, form: GroupFormat, erro
         assert errors[shape, form, dtype] < most
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_the_kernel_compiles_for_cards_without_spilled_registers(capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("capability", "is_even"), tuple(zip(CAPABILITIES, (True, False), strict=True)))
+def test_the_kernel_compiles_for_cards_without_spilled_registers(
+    capability: int, is_even: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from app.engine import tritonexperts
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"x": "*bf16", "ends": "*i32", "levels": "*u8", "scales": "*fp16", "minima": "*fp16", "bias": "*bf16", "out": "*bf16"}
     sizes = {"EXPERTS": 32, "ALL": 32, "INPUTS": 2880, "BLOCKS": 45, "OUTPUTS": 5760}
-    for (rows, columns), is_even in product((tritonexperts.FEW, tritonexperts.MANY), (True, False)):
+    for rows, columns in (tritonexperts.FEW, tritonexperts.MANY):
         own = {"ROWS": rows, "COLUMNS": columns, "IS_EVEN": is_even, "HAS_BIAS": not is_even}
         code = compiled(tritonexperts._multiply, types | {"factor": "fp32"}, sizes | own, capability)
         assert "cp.async" in code and "mma" in code, "levels are fetched ahead, and multiplied by the tensor cores"

@@ -1,7 +1,6 @@
 """Triton's kernels without a GPU: what they compute, in Triton's interpreter, and that they compile to machine code for cards."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,12 +25,9 @@ SHAPES = {  # heads, kv_heads, dim, hidden, inner
 
 
 @pytest.fixture(scope="module")
-def errors() -> Errors:
-    """What `probe` finds in Triton's interpreter. That is chosen when Triton is imported, so in a process of its own."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(interpret).result()
+def errors(interpreter: Executor) -> Errors:
+    """What `probe` finds in Triton's interpreter."""
+    return interpreter.submit(interpret).result()
 
 
 def interpret() -> Errors:
