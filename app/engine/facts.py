@@ -5,7 +5,7 @@ from typing import Literal
 
 from app.engine.request import SamplingParams
 
-WeightFormat = Literal["float", "bitsandbytes", "gguf", "awq", "compressed-tensors", "fp8", "gptq"]
+WeightFormat = Literal["float", "bitsandbytes", "gguf", "awq", "compressed-tensors", "fp8", "gptq", "mxfp4"]
 
 
 @dataclass(frozen=True, slots=True)

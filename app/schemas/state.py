@@ -124,7 +124,7 @@ class DefaultSamplingParams(Wire):
 
 
 class WeightsCard(Wire):
-    format: Literal["float", "bitsandbytes", "gguf", "awq", "compressed-tensors", "fp8", "gptq"] = Field(
+    format: Literal["float", "bitsandbytes", "gguf", "awq", "compressed-tensors", "fp8", "gptq", "mxfp4"] = Field(
         description="of the checkpoint: floats, or quantized before, in a GGUF file or by others; `quantize` is what the server did"
     )
     types: list[str] = Field(

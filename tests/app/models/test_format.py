@@ -4,17 +4,19 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from tinymodels import tiny
 from transformers import AutoModelForCausalLM
 
-from app.engine.facts import Weights
+from app.engine.facts import WeightFormat, Weights
 from app.models.format import parameter_count, weight_format
 from app.models.loading import create_engine
+from app.models.method import METHODS
 from app.models.source import Source, source_of
+from app.schemas.state import WeightsCard
 from app.settings import ModelSettings, smollm2
 from models.gguf import write_gguf
 from models.synthetic import Shape, save
@@ -87,3 +89,8 @@ def test_smollm2() -> None:
     source = source_of(str(path))
     assert weight_format(source, None) == ("gguf", ("Q4_1", "Q8_0"))  # type: ignore[arg-type]
     assert parameter_count(source, None) == 134_515_008  # type: ignore[arg-type]
+
+
+def test_the_model_card_knows_every_format_that_is_loaded() -> None:
+    of_card = set(get_args(WeightsCard.model_fields["format"].annotation))
+    assert of_card == set(get_args(WeightFormat)) == {"float", "bitsandbytes", "gguf", *METHODS}
