@@ -4,7 +4,6 @@ The host waits for nothing, so that a step with experts can be recorded. Knows n
 """
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import cast
@@ -14,16 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from app.engine.experts import Expert, Experts, Routed
-from app.engine.grouped import GROUP_SIZE, GroupedLinear, GroupedWeights, GroupFormat, layers_of
+from app.engine.grouped import FLOAT_4, GROUP_FORMAT, GROUP_SIZE, MXFP4_VALUES, GroupedLinear, GroupedWeights, GroupFormat, layers_of
+from app.engine.packing import factor_of_halves
 from app.errors import first_line
 
 log = logging.getLogger(__name__)
 
 BLOCK_INPUTS = 2 * GROUP_SIZE  # whose levels lie in one group's bytes
-HALF_EXPONENT = 11  # scales are kept as halves below 2 ** 11, with one factor for all
 MAX_PROBE_ERROR = 2e-2  # of a kernel's outputs, relative to their norm
-FLOATS_TABLE = (12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0)  # MXFP4's: 12 more than twice a float of 4 bits, e2m1
-EVEN, FLOATS = GroupFormat(4, GROUP_SIZE), GroupFormat(4, GROUP_SIZE, FLOATS_TABLE)
 
 Layer = GroupedLinear | nn.Linear
 Product = Callable[["PackedProjection", torch.Tensor, torch.Tensor], torch.Tensor]  # as `PackedProjection.forward`
@@ -44,7 +41,7 @@ class PackedProjection(nn.Module):
         super().__init__()
         first, count = experts[0], len(experts)
         self.dtype, self.inputs, self.outputs = first[0].dtype, first[0].in_features, sum(layer.out_features for layer in first)
-        self.is_even, self.factor, self.kernel = first[0].group_format == EVEN, 1.0, cast(Product | None, None)
+        self.is_even, self.factor, self.kernel = first[0].group_format == GROUP_FORMAT, 1.0, cast(Product | None, None)
         blocks = -(-self.inputs // BLOCK_INPUTS)
         scale, minimum = [], []
         for number, layers in enumerate(experts):
@@ -57,8 +54,7 @@ class PackedProjection(nn.Module):
             halves = F.pad(levels, (0, blocks * BLOCK_INPUTS - self.inputs)).unflatten(1, (blocks, 2, GROUP_SIZE))
             self.levels[number] = (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)
         scales, minima = (F.pad(torch.stack(part), (0, 2 * blocks - part[0].shape[1])) for part in (scale, minimum))
-        largest = max(float(part.abs().max()) for part in (scales, minima))
-        self.factor = 2.0 ** (math.frexp(largest)[1] - HALF_EXPONENT)
+        self.factor = factor_of_halves(scales, minima)
         self.register_buffer("scales", self._halves(scales))
         self.register_buffer("minima", self._halves(minima) if self.is_even else None)
         self.register_buffer("bias", _biases(experts, by_turns))
@@ -77,9 +73,8 @@ class PackedProjection(nn.Module):
         pairs = self.levels[expert].unflatten(1, (-1, 1, GROUP_SIZE))
         levels = torch.cat([pairs & 15, pairs >> 4], 2).flatten(1)
         scale = self.scales[expert].T.float() * self.factor
-        minimum = -FLOATS_TABLE[0] * scale if self.minima is None else self.minima[expert].T.float() * self.factor
-        table = None if self.is_even else FLOATS_TABLE
-        return GroupedWeights(levels, scale, minimum, 4, table).dequantize()[:, : self.inputs]
+        minimum = MXFP4_VALUES[-1] * scale if self.minima is None else self.minima[expert].T.float() * self.factor
+        return GroupedWeights(levels, scale, minimum, 4, (GROUP_FORMAT if self.is_even else FLOAT_4).table).dequantize()[:, : self.inputs]
 
 
 class PlainProjection(nn.Module):
@@ -116,7 +111,7 @@ class CudaExperts(Routed):
         chosen, weights = self.follow(chosen, weights)
         experts, order = chosen.flatten().sort(stable=True)
         count = len(self.gate_up.weight if isinstance(self.gate_up, PlainProjection) else self.gate_up.levels)
-        ends = torch.searchsorted(experts, torch.arange(count, device=experts.device), right=True, out_int32=True)
+        ends = ends_of(experts, count)
         computed = self.down(self._apply_gate(self.gate_up(hidden[order // chosen.shape[1]], ends)), ends)
         computed = computed.masked_fill((experts >= count)[:, None], 0)  # one number more stands for no expert
         answers = torch.empty_like(computed).index_copy_(0, order, computed).view(*chosen.shape, -1)  # [rows, k, hidden]
@@ -135,9 +130,14 @@ def join_experts(model: nn.Module) -> None:
         use_kernel(packed)
 
 
+def ends_of(sorted_experts: torch.Tensor, count: int) -> torch.Tensor:
+    """Where the rows of each of `count` experts end, int32 `[count]`, by the number of each row's expert, in their order."""
+    return torch.searchsorted(sorted_experts, torch.arange(count, device=sorted_experts.device), right=True, out_int32=True)
+
+
 def is_packed(group_format: GroupFormat, dtype: torch.dtype) -> bool:
     """Whether the layers of experts in such groups stay in 4 bits on CUDA."""
-    return group_format in (EVEN, FLOATS) and dtype == torch.bfloat16
+    return group_format in (GROUP_FORMAT, FLOAT_4) and dtype == torch.bfloat16
 
 
 def multiply_plainly(projection: PackedProjection, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
@@ -180,7 +180,7 @@ def probe(projection: PackedProjection, kernel: Product) -> float:
     generator = torch.Generator().manual_seed(0)
     for rows in (3, 20 * count):
         chosen = torch.randint(0, count, (rows,), generator=generator).sort().values.to(device)
-        ends = torch.searchsorted(chosen, torch.arange(count, device=device), right=True, out_int32=True)
+        ends = ends_of(chosen, count)
         x = torch.randn(rows, projection.inputs, generator=generator).to(device, projection.dtype)
         expected = multiply_plainly(projection, x, ends).float()
         errors.append(float((kernel(projection, x, ends).float() - expected).norm() / expected.norm()))

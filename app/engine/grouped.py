@@ -28,6 +28,11 @@ class GroupFormat(NamedTuple):
     table: Table | None = None  # of 16 values, 0 to 255, which levels of 4 bits in groups of 32 stand for; None: themselves
 
 
+GROUP_FORMAT = GroupFormat(4, GROUP_SIZE)  # of Litmus's own int4, and what torch's products read
+MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice those of a float of 4 bits, e2m1 (OCP MX, version 1.0)
+FLOAT_4 = GroupFormat(4, GROUP_SIZE, tuple(value + 12 for value in MXFP4_VALUES))
+
+
 @dataclass(frozen=True, slots=True)
 class GroupedWeights:
     """A layer's weights `[out, in]` in groups along a row."""

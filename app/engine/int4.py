@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from app.engine import cudaexperts, grouped
 from app.engine.experts import Experts
-from app.engine.grouped import GROUP_SIZE, GroupedLinear, GroupedWeights, GroupFormat
+from app.engine.grouped import GROUP_FORMAT, GROUP_SIZE, GroupedLinear, GroupedWeights, GroupFormat
 from app.engine.rounding import quantize_4_bits
 from app.errors import UnsupportedModel
 
-GROUP_FORMAT = GroupFormat(4, GROUP_SIZE)  # the one that torch's products read
 MIDDLE_LEVEL = 8
 CPU_OUTPUT_MULTIPLE = 16  # torch's product for a CPU wants a multiple of this many outputs
 CUDA_OUTPUT_MULTIPLE = 8  # the same of that for CUDA

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from app.engine import grouped, packing
-from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights, GroupFormat
-from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, Int4Linear
+from app.engine.grouped import GROUP_FORMAT, GroupedEmbedding, GroupedLinear, GroupedWeights, GroupFormat
+from app.engine.int4 import CPU_OUTPUT_MULTIPLE, Int4Linear
 from app.engine.kernel import Epilogue, Kernel, kernel
 from app.engine.packing import PackedWeights
 

@@ -61,8 +61,7 @@ def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:
         fours = pairs[..., 0] | pairs[..., 1] << 4
     data = torch.empty(len(fours), groups, fours.shape[-1] + 1, columns, dtype=torch.int32)
     data[:, :, :-1] = fours.permute(0, 2, 3, 1)
-    largest = max(float(weights.scale.abs().max()), float(weights.minimum.abs().max()))
-    weight_scale = 2.0 ** (math.frexp(largest)[1] - HALF_EXPONENT)
+    weight_scale = factor_of_halves(weights.scale, weights.minimum)
     halves = [_blocks(part / weight_scale, columns).half().transpose(1, 2) for part in (weights.scale, weights.minimum)]
     data[:, :, -1] = torch.stack(halves, 2).view(len(data), groups, 2 * columns).view(torch.int32)
     table = None if weights.table is None else torch.tensor(weights.table, dtype=torch.uint8)
@@ -70,6 +69,12 @@ def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:
     return PackedWeights(
         inputs, data, table, log2_group=size.bit_length() - 1, bits=weights.bits, weight_scale=weight_scale, input_bits=input_bits
     )
+
+
+def factor_of_halves(scale: torch.Tensor, minimum: torch.Tensor) -> float:
+    """The power of two by which scales and minima are divided, so that they lie in the middle of what a float16 can hold."""
+    largest = max(float(scale.abs().max()), float(minimum.abs().max()))
+    return 2.0 ** (math.frexp(largest)[1] - HALF_EXPONENT)
 
 
 def unpack_rows(packed: PackedWeights, rows: torch.Tensor) -> torch.Tensor:

@@ -9,14 +9,12 @@ from collections.abc import Callable
 
 import torch
 
-from app.engine.grouped import GroupedWeights, GroupFormat
+from app.engine.grouped import FLOAT_4, GroupedWeights, GroupFormat
 
 Blocks = torch.Tensor  # uint8 [rows, blocks of a row, bytes of a block]
 LOW_HALVES = 0x0F0F0F0F
 EVEN_4, EVEN_4_OF_16, EVEN_8, EVEN_8_OF_16 = GroupFormat(4, 32), GroupFormat(4, 16), GroupFormat(8, 32), GroupFormat(8, 16)
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # of ggml's kvalues_iq4nl
-MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice those of a float of 4 bits, e2m1 (OCP MX, version 1.0)
-FLOAT_4 = GroupFormat(4, 32, tuple(value + 12 for value in MXFP4_VALUES))
 UNEVEN_4 = GroupFormat(4, 32, tuple(value + 128 for value in IQ4_VALUES))
 Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # levels [rows, blocks, elements], scale and minimum [rows, blocks, groups]
 

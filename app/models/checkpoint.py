@@ -11,10 +11,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import PretrainedConfig
 
-from app.engine.grouped import GroupedWeights, GroupFormat
+from app.engine.grouped import FLOAT_4, GroupedWeights, GroupFormat
 from app.errors import SetupError, first_line
 from app.models import packings
-from app.models.blocks import FLOAT_4
 from app.models.files import weight_files
 from app.models.method import method_of, saved_values
 from app.models.packings import Levels, Shape

@@ -20,9 +20,9 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from app.engine import sizes
 from app.engine.cudaexperts import is_packed as is_packed_expert
 from app.engine.experts import Experts
-from app.engine.grouped import GROUP_SIZE, GroupFormat, is_groupable
-from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
-from app.models.blocks import FLOAT_4, TYPES, group_format
+from app.engine.grouped import FLOAT_4, GROUP_FORMAT, GROUP_SIZE, GroupFormat, is_groupable
+from app.engine.int4 import CPU_OUTPUT_MULTIPLE, is_packed_on_cuda
+from app.models.blocks import TYPES, group_format
 from app.models.checkpoint import Checkpoint
 from app.models.gguf_weights import separate_tensors, tensor_names
 from app.models.method import is_prequantized, saved_values
@@ -169,9 +169,9 @@ class _Rules:
         the vocabulary projection; of MXFP4 the experts.
         """
         assert self.rounded is not None
-        if not self.rounded.names and self.rounded.rounding.method == "mxfp4":
-            return FLOAT_4 if layer.is_expert else None
         if not self.rounded.names:
+            if self.rounded.rounding.method == "mxfp4":
+                return FLOAT_4 if layer.is_expert else None
             return None if self._is_head(layer) or self.rounded.rounding.method == "fp8" else GROUP_FORMAT
         return self.rounded.format(layer.path, (layer.outputs, layer.inputs)) if self.rounded.is_rounded(layer.path) else None
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.grouped import GroupedWeights, GroupFormat
-from app.models.blocks import FLOAT_4, float4_scales
+from app.engine.grouped import FLOAT_4, GroupedWeights, GroupFormat
+from app.models.blocks import float4_scales
 
 WORD_BITS = 32
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the place in its word of each of eight neighbouring outputs

@@ -28,9 +28,8 @@ COLUMNS = (
     "perplexity", "passages", "machine_passages", "warnings", "error", "model", "revision", "calibration", "options",
 )  # fmt: skip
 WORDS = ("source", "error", "model", "revision", "calibration", "options")  # columns with words from elsewhere
-FORMULA = re.compile(
-    r"'*[=+\-@\t\r]"
-)  # a table program takes a cell that begins with one of these for a formula; an apostrophe prevents it
+# A table program takes a cell that begins with one of these for a formula; an apostrophe prevents it.
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
 NAMED = ("source", "digest", "model", "options")  # that no row is without
 FAILED = "failed"  # in the summary: a row without a verdict
 ELSEWHERE = "name another --out, or delete the file"

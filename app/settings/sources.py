@@ -151,11 +151,10 @@ def _check_keys(node: Any, seen: set[int]) -> None:
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))
-    for scalar in (each for entry in node.value for each in (entry if isinstance(entry, tuple) else (entry,))):
-        _check_number(scalar)
     keys: set[str] = set()
     for entry in node.value:
         for inner in entry if isinstance(entry, tuple) else (entry,):
+            _check_number(inner)
             _check_keys(inner, seen)
         if isinstance(entry, tuple) and isinstance(entry[0], yaml.ScalarNode):
             if entry[0].value in keys:

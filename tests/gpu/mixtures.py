@@ -15,15 +15,15 @@ from gpu.shapes import save_tiny
 
 from app.engine.capacity import CacheLimits
 from app.engine.conversion import create_flat_model
-from app.engine.cudaexperts import EVEN, FLOATS, CudaExperts, PackedProjection, PlainProjection, multiply_plainly, use_kernel
+from app.engine.cudaexperts import CudaExperts, PackedProjection, PlainProjection, ends_of, multiply_plainly, use_kernel
 from app.engine.experts import Routes, set_routes
-from app.engine.grouped import GroupedWeights
+from app.engine.grouped import FLOAT_4, GROUP_FORMAT, GroupedWeights
 from app.models.source import source_of
 from app.models.weights import load_model
 from app.settings import ModelSettings
 
 SHAPES = {"GPT-OSS 20B": (32, 4, 2880, 5760), "Qwen3 30B-A3B": (128, 8, 2048, 1536)}  # experts, chosen ones, inputs, outputs
-FORMS = {"int4": EVEN, "MXFP4": FLOATS}
+FORMS = {"int4": GROUP_FORMAT, "MXFP4": FLOAT_4}
 TOKENS = (1, 8, 32, 128, 2048)
 TOLERANCE = 0.01  # of outputs, relative to their norm
 MODEL_TOLERANCE = 0.05  # of logits
@@ -49,8 +49,7 @@ def rows_of(shape: str, tokens: int, device: torch.device) -> tuple[torch.Tensor
     """Sorted rows of so many tokens, each with experts of its own choice, and where those of each expert end."""
     experts, chosen, inputs, _ = SHAPES[shape]
     numbers = torch.stack([torch.randperm(experts)[:chosen] for _ in range(tokens)]).flatten().sort().values.to(device)
-    ends = torch.searchsorted(numbers, torch.arange(experts, device=device), right=True, out_int32=True)
-    return torch.randn(len(numbers), inputs, device=device).bfloat16(), ends
+    return torch.randn(len(numbers), inputs, device=device).bfloat16(), ends_of(numbers, experts)
 
 
 @torch.inference_mode()

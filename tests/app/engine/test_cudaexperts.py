@@ -16,9 +16,9 @@ from tritoncode import CAPABILITIES, compiled
 from app.engine import conversion, cudaexperts, int4
 from app.engine.capacity import CacheLimits
 from app.engine.conversion import create_flat_model
-from app.engine.cudaexperts import EVEN, FLOATS, CudaExperts, PackedProjection, PlainProjection, join_experts, probe
+from app.engine.cudaexperts import CudaExperts, PackedProjection, PlainProjection, join_experts, probe
 from app.engine.experts import Experts, Routes, separate_experts, set_routes
-from app.engine.grouped import GroupedLinear, GroupedWeights, GroupFormat
+from app.engine.grouped import FLOAT_4, GROUP_FORMAT, GroupedLinear, GroupedWeights, GroupFormat
 from app.engine.int4 import dequantize_others, pack_layers, round_layers
 from app.engine.ledger import weight_bytes
 from app.engine.proof import MAX_ERROR
@@ -47,7 +47,7 @@ def layer(
     outputs: int, inputs: int, form: GroupFormat, seed: int, has_bias: bool = False, dtype: torch.dtype = torch.bfloat16
 ) -> GroupedLinear:
     generator = torch.Generator().manual_seed(seed)
-    if form == EVEN:
+    if form == GROUP_FORMAT:
         weights = quantize_4_bits(torch.randn(outputs, inputs, generator=generator))
     else:
         levels = torch.randint(0, 16, (outputs, inputs), generator=generator, dtype=torch.uint8)
@@ -64,14 +64,16 @@ def projection(shape: str, form: GroupFormat, dtype: torch.dtype) -> PackedProje
 
 
 @pytest.mark.parametrize("by_turns", [False, True])
-@pytest.mark.parametrize("form", [EVEN, FLOATS], ids=["int4", "MXFP4"])
+@pytest.mark.parametrize("form", [GROUP_FORMAT, FLOAT_4], ids=["int4", "MXFP4"])
 def test_what_is_packed_is_what_was_in_the_layers(form: GroupFormat, by_turns: bool) -> None:
     experts = [(layer(24, 96, form, number), layer(24, 96, form, 9 - number)) for number in range(3)]
     packed = PackedProjection(experts, by_turns)
     for number, layers in enumerate(experts):
         gate, up = (each.unpack().dequantize() for each in layers)
         expected = torch.stack([gate, up], 1).flatten(0, 1) if by_turns else torch.cat([gate, up])
-        torch.testing.assert_close(packed.weights(number), expected, atol=2e-3 if form == EVEN else 0, rtol=2e-3 if form == EVEN else 0)
+        torch.testing.assert_close(
+            packed.weights(number), expected, atol=2e-3 if form == GROUP_FORMAT else 0, rtol=2e-3 if form == GROUP_FORMAT else 0
+        )
 
 
 def rows_of(counts: list[int], inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +83,7 @@ def rows_of(counts: list[int], inputs: int) -> tuple[torch.Tensor, torch.Tensor]
 
 @pytest.mark.parametrize("kind", ["packed", "plain"])
 def test_each_row_is_multiplied_by_its_expert(kind: str) -> None:
-    layers = [(layer(40, 64, EVEN, number, True),) for number in range(4)]
+    layers = [(layer(40, 64, GROUP_FORMAT, number, True),) for number in range(4)]
     made: nn.Module = PackedProjection(layers, False) if kind == "packed" else PlainProjection(layers, False)
     x, ends = rows_of([3, 0, 1, 5], 64)
     out = made(x, ends)
@@ -100,7 +102,7 @@ def test_joined_experts_compute_what_separate_ones_do(name: str, kind: str) -> N
             plain = getattr(expert, part)
             weights = quantize_4_bits(plain.weight.detach().float())
             rounded = GroupedLinear(
-                lambda weights=weights: weights, (plain.out_features, plain.in_features), EVEN, torch.bfloat16, plain.bias
+                lambda weights=weights: weights, (plain.out_features, plain.in_features), GROUP_FORMAT, torch.bfloat16, plain.bias
             )
             setattr(expert, part, rounded)
     joined, width = CudaExperts(experts), experts[0].gate_proj.in_features
@@ -117,7 +119,7 @@ def test_joined_experts_compute_what_separate_ones_do(name: str, kind: str) -> N
 def interpret() -> dict[Any, float]:
     from app.engine.tritonexperts import multiply
 
-    cases = product(SHAPES, (EVEN, FLOATS), MOST_ERROR)
+    cases = product(SHAPES, (GROUP_FORMAT, FLOAT_4), MOST_ERROR)
     return {case: probe(projection(*case), multiply) for case in cases}
 
 
@@ -127,7 +129,7 @@ def errors(interpreter: Executor) -> dict[Any, float]:
     return interpreter.submit(interpret).result()
 
 
-@pytest.mark.parametrize("form", [EVEN, FLOATS], ids=["int4", "MXFP4"])
+@pytest.mark.parametrize("form", [GROUP_FORMAT, FLOAT_4], ids=["int4", "MXFP4"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_kernel_computes_what_torch_does(shape: str, form: GroupFormat, errors: dict[Any, float]) -> None:
     for dtype, most in MOST_ERROR.items():
@@ -160,7 +162,7 @@ def test_a_kernel_that_is_of_no_use_is_not_used(fault: str, monkeypatch: pytest.
         return cudaexperts.multiply_plainly(packed, x, ends) * 1.1
 
     monkeypatch.setattr(triton, "multiply", multiply)
-    model = nn.ModuleDict({"experts": mixture(lambda outputs, inputs, number: layer(outputs, inputs, EVEN, number))})
+    model = nn.ModuleDict({"experts": mixture(lambda outputs, inputs, number: layer(outputs, inputs, GROUP_FORMAT, number))})
     join_experts(model)
     assert model["experts"].down.kernel is None and "each step dequantizes them" in caplog.messages[0]
 
@@ -179,7 +181,7 @@ def test_nothing_is_read_back_from_the_device() -> None:
     """On the meta device what needs a value, which a CUDA graph cannot capture, raises an error."""
     for kind in ("packed", "floats"):
         joined = CudaExperts(
-            mixture(lambda outputs, inputs, number: layer(outputs, inputs, EVEN, number)) if kind == "packed" else separate()
+            mixture(lambda outputs, inputs, number: layer(outputs, inputs, GROUP_FORMAT, number)) if kind == "packed" else separate()
         )
         for part in (joined.gate_up, joined.down):
             if isinstance(part, PackedProjection):
