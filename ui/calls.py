@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 MAX_BYTES = 2_000_000
 CALL = frozenset({"data", "event_data", "fn_index", "trigger_id", "session_hash", "event_id"})
 MESSAGE = frozenset({"role", "content", "metadata", "options", "type", "text"})
-EXAMPLE = frozenset({"index", "value", "sample"})  # what was chosen in a list of examples
-FIELDS = CALL | MESSAGE | EXAMPLE
+CHOICE = frozenset({"index", "value", "sample", "selected"})  # what was chosen in a list
+FIELDS = CALL | MESSAGE | CHOICE
 
 
 async def read_body(request: Request, limit: int) -> bytes | None:
@@ -30,7 +30,7 @@ async def read_body(request: Request, limit: int) -> bytes | None:
 
 
 def is_plain(body: bytes) -> bool:
-    """Whether every object in this JSON has fields of a call, a message of text, or a chosen example, and no other."""
+    """Whether every object in this JSON has fields of a call, a message of text, or a choice in a list, and no other."""
     try:
         call = json.loads(body)
     except (ValueError, RecursionError):

@@ -63,7 +63,7 @@ def create_page(visitors: Visitors, flags: bool = False, max_file_bytes: int = M
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         for refreshed in (
             page.load(refresh_handler(visitors), [remembered, scoring.method], outputs, **hidden),
-            model.input(refresh_handler(visitors), [model, scoring.method], outputs, trigger_mode="always_last", **hidden),
+            model.input(choice_handler(visitors), [model, scoring.method, chat.served], outputs, trigger_mode="always_last", **hidden),
             retry.tick(refresh_handler(visitors), [remembered, scoring.method], outputs, **hidden),
         ):
             refreshed.then(redraw_line, [chat.running, chat.kept, chat.served], chat.line, **hidden)
@@ -98,6 +98,16 @@ def refresh_handler(visitors: Visitors) -> Callable[[gr.Request, str, str], Awai
         )
 
     return refresh
+
+
+def choice_handler(visitors: Visitors) -> Callable[[gr.Request, str, str, list[Any]], Awaitable[tuple[Any, ...]]]:
+    """Gradio calls it for every list that loses the focus, too: only another name than the one that is served is a choice."""
+    refresh = refresh_handler(visitors)
+
+    async def choose(request: gr.Request, requested_model: str, method: str, served: list[Any]) -> tuple[Any, ...]:
+        return (gr.skip(),) * 8 if served[:1] == [requested_model] else await refresh(request, requested_model, method)
+
+    return choose
 
 
 def model_update(selection: ModelSelection) -> dict[str, Any]:

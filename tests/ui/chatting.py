@@ -8,6 +8,7 @@ from browser import fill
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 QUESTION = "Tell me a story about <b>a fox</b> & a crow."
+STORED = "localStorage.getItem('litmus-model')"  # encrypted, so that only a change of it can be awaited
 
 
 def open_page(context: BrowserContext, url: str) -> Page:
@@ -19,6 +20,10 @@ def open_page(context: BrowserContext, url: str) -> Page:
 
 def models(page: Page) -> Locator:
     return page.get_by_role("combobox", name="Model", exact=True)
+
+
+def settings(page: Page) -> None:
+    button(page, "Settings").click()
 
 
 def ask(page: Page, text: str) -> None:

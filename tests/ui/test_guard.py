@@ -195,6 +195,7 @@ def test_a_message_names_no_file_address_or_component(page: TestClient, content:
     [
         (b'{"data": ["a", 1, null, [true]], "fn_index": 1, "session_hash": "x"}', True),
         (b'{"data": [], "event_data": {"index": 0, "value": ["x"]}}', True),
+        (b'{"data": [], "event_data": {"index": 0, "value": "x", "selected": true}}', True),
         (b'{"data": [{"type": "component"}]}', False),
         (b'{"data": [[[[{"url": "x"}]]]]}', False),
         (b"[]", False),

@@ -7,7 +7,7 @@ import pytest
 from browser import CHROMIUM, fill
 from playwright.sync_api import Page, expect
 
-from tests.ui.chatting import ask, box, button, conversation, expect_answer, expect_answering
+from tests.ui.chatting import STORED, ask, box, button, conversation, expect_answer, expect_answering, models, settings
 from tests.ui.fakelitmus import Fake
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
@@ -87,18 +87,45 @@ def test_keys_score_and_compare_and_the_focus_goes_to_what_takes_their_place(loa
     button(loaded, "Stop both").press("Enter")
     expect(button(loaded, "Compare")).to_be_focused()
     loaded.get_by_role("tab", name="Chat").click()
-    button(loaded, "Settings").click()
+    settings(loaded)
     loaded.get_by_role("combobox", name="Preset").click()
     expect(loaded.get_by_role("listbox")).to_be_visible()
     loaded.keyboard.press("Escape")
     expect(loaded.get_by_role("listbox")).to_have_count(0)
     assert loaded.evaluate("litmus.busy()"), "Escape was meant for the list"
-    button(loaded, "Settings").click()
+    settings(loaded)
     expect(loaded.locator("#live .now")).to_have_attribute("data-still", re.compile(r"\d+ s"))
     box(loaded).press("Escape")
     expect(conversation(loaded)).to_contain_text("You stopped this answer.")
     button(loaded, "Score this answer").press("Enter")
     expect(loaded.locator("#score-button")).to_be_focused()
+
+
+def test_lists_that_only_lose_the_focus_choose_nothing(several: Page):
+    models(several).focus()
+    several.keyboard.press("Tab")
+    settings(several)
+    several.get_by_label("Temperature").fill("0.3")
+    several.get_by_role("combobox", name="Preset").focus()
+    several.keyboard.press("Tab")
+    expect(several.get_by_label("System prompt")).to_be_focused()
+    several.get_by_label("Seed").fill("7")  # a question to the server, whose answer comes after that of the lists
+    several.wait_for_function("localStorage.getItem('litmus-settings') !== null")
+    expect(several.get_by_label("Temperature")).to_have_value("0.3")
+    assert several.evaluate(STORED) is None
+
+
+def test_a_preset_that_is_chosen_again_fills_the_fields_again(loaded: Page):
+    settings(loaded)
+    temperature, preset = loaded.get_by_label("Temperature"), loaded.get_by_role("combobox", name="Preset")
+    for _ in range(2):
+        preset.click()
+        loaded.get_by_role("option", name="Exact").click()
+        expect(temperature).to_have_value("0")
+        temperature.fill("0.7")
+    preset.press("ArrowUp")
+    preset.press("Enter")
+    expect(temperature).to_have_value("")
 
 
 def test_what_the_list_of_conversations_cannot_say_while_it_is_closed_stands_above_the_box(loaded: Page, fake: Fake):

@@ -50,15 +50,16 @@ def _presets(page: gr.Blocks, chosen: gr.Dropdown, fields: list[gr.Textbox]) -> 
     presets = gr.BrowserState([], storage_key="litmus-presets", secret="litmus")
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     gr.on([field.change for field in fields], None, fields, kept, js="(...fields) => [fields]", **hidden)
-    chosen.input(apply, [chosen, presets], fields, **hidden)
+    # Not `input`: Gradio raises it for every list that loses the focus, and what was typed since the choice would be lost.
+    gr.on([chosen.change, chosen.select], apply, [chosen, presets], fields, **hidden)
     save.click(saved, [name, presets, *fields], [presets, chosen, name, said], **hidden)
     delete.click(without, [chosen, presets], [presets, chosen, said], **hidden)
     page.load(restored, [kept, presets], [*fields, chosen], **hidden)
 
 
 def apply(chosen: str, presets: list[Preset]) -> Fields:
-    """The fields of the chosen preset."""
-    return next((preset[1:] for preset in [*BUILT_IN, *sound(presets)] if preset[0] == chosen), BUILT_IN[0][1:])
+    """The fields of the chosen preset. They stay if there is no such preset: it was deleted in another tab."""
+    return next((preset[1:] for preset in [*BUILT_IN, *sound(presets)] if preset[0] == chosen), [gr.skip()] * FIELDS)
 
 
 def saved(name: str, presets: list[Preset], *fields: str) -> tuple[Any, ...]:
@@ -88,7 +89,7 @@ def without(chosen: str, presets: list[Preset]) -> tuple[Any, ...]:
     if chosen in _names([]):
         return gr.skip(), gr.skip(), _status_html(f"“{chosen}” comes with the page and stays. Choose one of yours to delete it.")
     kept = [preset for preset in sound(presets) if preset[0] != chosen]
-    return kept, gr.update(choices=_names(kept), value=DEFAULT), _status_html(f"“{chosen}” was deleted.")
+    return kept, gr.update(choices=_names(kept), value=DEFAULT), _status_html(f"“{chosen}” was deleted. The fields are blank again.")
 
 
 def restored(kept: Fields, presets: list[Preset]) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ def test_a_preset_is_saved_replaced_applied_and_deleted():
     assert again == [["mine", *[""] * 8]]
     assert settings.apply("mine", kept) == MINE[1:]
     left, chosen, said = settings.without("mine", kept)
-    assert (left, chosen["value"]) == ([], settings.DEFAULT) and "“mine” was deleted." in said
+    assert (left, chosen["value"]) == ([], settings.DEFAULT) and "“mine” was deleted. The fields are blank again." in said
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_the_oldest_preset_makes_room_and_the_page_says_so():
 def test_what_the_browser_kept_wrongly_is_the_default(kept: object):
     assert list(settings.restored(kept, [["short"], MINE, "x"]))[:-1] == [""] * 8  # type: ignore[arg-type]
     assert settings.sound([["short"], MINE, "x"]) == [MINE]
-    assert settings.apply("unknown", [MINE]) == [""] * 8
+    assert settings.apply("unknown", [MINE]) == [gr.skip()] * 8
