@@ -2,7 +2,9 @@
 random prompts, the compiled kernel.
 """
 
+import platform
 import random
+import shutil
 from functools import cache
 
 import pytest
@@ -11,6 +13,7 @@ from tinymodels import VOCABULARY, tiny
 from transformers import PreTrainedModel
 
 from app.engine.capacity import CacheLimits
+from app.engine.compiler import MACHINES
 from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine
 from app.engine.events import Delta, Event
@@ -20,8 +23,10 @@ from app.engine.request import Generate
 
 
 def kernel_or_skip() -> Kernel:
-    """The compiled kernel; skips the test where it cannot be built."""
+    """The compiled kernel; skips the test where it cannot be built, and fails it where it should have been."""
     library = kernel()
+    if library is None and platform.machine() in MACHINES and shutil.which("gcc"):
+        pytest.fail("the kernel was not compiled, or computes wrong products: the log says why")
     if library is None:
         pytest.skip("the kernel needs x86-64 or 64-bit ARM, and gcc with OpenMP")
     return library

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from app.engine import varlen
 from app.engine.fused import FusedDecoder, Gated, Layer, Norm, mix
+from app.engine.kernel import SWISH
 from app.engine.layout import Call
-from app.engine.linear import SWISH
+from app.engine.mixture import CompiledMixture
 from app.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -114,8 +115,11 @@ class CudaDecoder:
 
     def _feed(self, layer: Layer, h: torch.Tensor) -> torch.Tensor:
         mlp = layer.mlp
-        fed: torch.Tensor = mlp.down(self.kernels.gate(mlp.gate(h), mlp.up(h))) if isinstance(mlp, Gated) else mix(mlp, h)
-        return fed
+        if isinstance(mlp, Gated):
+            fed: torch.Tensor = mlp.down(self.kernels.gate(mlp.gate(h), mlp.up(h)))
+            return fed
+        assert not isinstance(mlp, CompiledMixture)
+        return mix(mlp, h)
 
     def _attend(self, index: int, layer: Layer, call: Call, rotation: Rotation) -> torch.Tensor:
         cached = self._attention.cache_of(call).by_tokens[index]

@@ -1,5 +1,4 @@
-"""All layers of a Llama-shaped decoder in one call of the compiled kernel, where every part of them can run on it; and all experts of a
-layer.
+"""All layers of a Llama-shaped decoder in one call of the compiled kernel, where every part of them can run on it.
 
 The decoder is bit for bit what `FusedDecoder` computes part by part. Knows no model: `fused.py` hands it the layers.
 """
@@ -9,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from app.engine.kernel import Kernel, cache_args, groups_args, scores_args, weights_args
+from app.engine.kernel import Kernel, cache_args, scores_args
 from app.engine.keyvalues import KeyValues
 from app.engine.layout import Layout
 from app.engine.linear import TiledLinear
+from app.engine.mixture import CompiledMixture, linear_args
 from app.engine.rows import MAX_HEAD_DIM
 from app.engine.scores import Scores
-from app.engine.structures import CacheArgs, DecoderArgs, ExpertsArgs, LayerArgs, LinearArgs, SpanArgs
+from app.engine.structures import CacheArgs, DecoderArgs, LayerArgs, LinearArgs, SpanArgs
 
 NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not cached
 
@@ -32,10 +31,8 @@ class CompiledLayer:
     key_norm: torch.Tensor | None
     qkv: tuple[TiledLinear, ...]  # queries, keys and values: one layer, or as many as have weights of their own kind
     out: TiledLinear
-    gate: TiledLinear
-    up: TiledLinear
-    down: TiledLinear
-    scores: Scores  # without sinks
+    feed: tuple[TiledLinear, TiledLinear, TiledLinear] | CompiledMixture  # gate, up and down of a plain layer
+    scores: Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +48,20 @@ class CompiledDecoder:
 
     def __init__(self, kernel: Kernel, shape: DecoderShape, layers: Sequence[CompiledLayer], norm: torch.Tensor) -> None:
         self._kernel, self._shape, self._layers, self._norm = kernel, shape, layers, norm
+        self._mixtures = [layer.feed for layer in layers if isinstance(layer.feed, CompiledMixture)]
         self._args: DecoderArgs | None = None
         self._referenced: list[object] = []  # by pointers inside of `_args`
 
     @staticmethod
     def is_supported(kernel: Kernel, shape: DecoderShape, layers: Sequence[CompiledLayer], hidden: int) -> bool:
         """Whether the kernel can rotate and attend heads of this dim, and no layer's inputs would have to be padded."""
-        inputs = {"out": shape.heads * shape.dim, "gate": hidden, "up": hidden, "down": layers[0].gate.outputs}
+        plain = [layer.feed for layer in layers if isinstance(layer.feed, tuple)]
+        fit = [hidden, hidden, _intermediate(layers)]
         return (
             shape.dim % kernel.columns == 0
             and shape.dim <= MAX_HEAD_DIM
-            and all(getattr(layer, part).packed.inputs == count for layer in layers for part, count in inputs.items())
+            and all([part.packed.inputs for part in feed] == fit for feed in plain)
+            and all(layer.out.packed.inputs == shape.heads * shape.dim for layer in layers)
             and all(part.packed.inputs == hidden for layer in layers for part in layer.qkv)
         )
 
@@ -76,7 +76,7 @@ class CompiledDecoder:
         caches = [tuple(cache_args(each.keys[index], each.values[index]) for each in (slots, texts)) for index in range(len(self._layers))]
         layers = (LayerArgs * len(self._layers))(*map(self._layer_args, self._layers, caches))
         shape, hidden = self._shape, len(self._norm)
-        sizes = (len(self._layers), hidden, shape.heads, shape.kv_heads, shape.dim, self._layers[0].gate.outputs)
+        sizes = (len(self._layers), hidden, shape.heads, shape.kv_heads, shape.dim, _intermediate(self._layers))
         self._args = DecoderArgs(layers, *sizes, shape.eps, self._norm.data_ptr())
         self._referenced += [layers, slots, texts]
 
@@ -96,58 +96,28 @@ class CompiledDecoder:
         args.firsts, args.positions = layout.firsts.data_ptr(), layout.positions.data_ptr()
         args.span = (SpanArgs * len(spans))(*spans)
         args.cos, args.sin, args.x, args.out = cos.data_ptr(), sin.data_ptr(), x.data_ptr(), out.data_ptr()
+        for mixture in self._mixtures:
+            mixture.follow_routes(len(x))
         self._kernel.run_decoder(args)
         return out
 
     def _layer_args(self, layer: CompiledLayer, caches: Sequence[CacheArgs]) -> LayerArgs:
-        norms = (layer.input_norm, layer.mlp_norm, layer.query_norm, layer.key_norm)
-        parts = (layer.out, layer.gate, layer.up, layer.down)
-        return LayerArgs(
+        norms, feed, kept = (layer.input_norm, layer.mlp_norm, layer.query_norm, layer.key_norm), layer.feed, self._referenced
+        sinks = None if layer.scores.sinks is None else layer.scores.sinks.float().contiguous()
+        kept.append(sinks)
+        plain = (layer.out, *(feed if isinstance(feed, tuple) else ()))
+        args = LayerArgs(
             *(None if norm is None else norm.data_ptr() for norm in norms),
-            (LinearArgs * 3)(*(linear_args(part, self._referenced) for part in layer.qkv)),
-            *(linear_args(part, self._referenced) for part in parts),
-            *caches,
-            scores_args(layer.scores, self._shape.dim),
+            (LinearArgs * 3)(*(linear_args(part, kept) for part in layer.qkv)),
+            *(linear_args(part, kept) for part in plain),
         )
+        if isinstance(feed, CompiledMixture):
+            args.mixture = ctypes.pointer(feed.args)
+        args.slots, args.texts = caches
+        args.scores = scores_args(layer.scores, self._shape.dim, sinks)
+        return args
 
 
-class CompiledExperts:
-    """The experts of a layer in one call: `parts` are gate, up and down of each, with swish between them."""
-
-    def __init__(self, parts: Sequence[Sequence[TiledLinear]]) -> None:
-        self._parts, self._kernel = parts, parts[0][0].kernel
-        self._referenced: list[object] = []  # by pointers inside of `_args`
-        columns = zip(*parts, strict=True)
-        layers = [(LinearArgs * len(parts))(*(linear_args(part, self._referenced) for part in column)) for column in columns]
-        self._hidden, self._width = parts[0][2].outputs, parts[0][0].outputs
-        self._args = ExpertsArgs(*layers, len(parts), self._hidden, self._width)
-
-    def __call__(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Compute rows `x` `[rows, hidden]` in bfloat16, of which each expert has the next `counts` `[experts or more]`. What is left of
-        the rows gives 0. Raises `MemoryError`.
-        """
-        x, args = x.contiguous(), self._args
-        out, gated = torch.zeros(len(x), self._hidden, dtype=torch.bfloat16), torch.empty(len(x), self._width, dtype=torch.bfloat16)
-        args.counts, args.x, args.gated, args.out = counts.data_ptr(), x.data_ptr(), gated.data_ptr(), out.data_ptr()
-        self._kernel.run_experts(args)
-        return out
-
-
-def create_compiled_experts(layers: Sequence[tuple[nn.Module, nn.Module, nn.Module]]) -> CompiledExperts | None:
-    """Of the `layers` gate, up and down of each expert; None unless all are the kernel's, and no inputs would have to be padded."""
-    parts = [[layer for layer in expert if isinstance(layer, TiledLinear)] for expert in layers]
-    if not parts or any(len(part) < 3 for part in parts):
-        return None
-    hidden, width = parts[0][2].outputs, parts[0][0].outputs
-    fit = ((hidden, width), (hidden, width), (width, hidden))
-    is_whole = all([(layer.packed.inputs, layer.outputs) for layer in part] == list(fit) for part in parts)
-    return CompiledExperts(parts) if is_whole else None
-
-
-def linear_args(layer: TiledLinear, referenced: list[object]) -> LinearArgs:
-    """The layer for the compiled kernel. What is pointed at is added to `referenced`, to be kept as long."""
-    packed = layer.packed
-    weights = None if packed.is_grouped else ctypes.pointer(weights_args(packed))
-    groups = ctypes.pointer(groups_args(packed)) if packed.is_grouped else None
-    referenced += [weights, groups]
-    return LinearArgs(weights, groups, None if layer.bias is None else layer.bias.data_ptr(), packed.inputs, layer.outputs)
+def _intermediate(layers: Sequence[CompiledLayer]) -> int:
+    """Outputs of the gates of layers that are no mixtures; 0 if all are."""
+    return next((layer.feed[0].outputs for layer in layers if isinstance(layer.feed, tuple)), 0)

@@ -4,13 +4,26 @@ transformers keeps the experts of a layer in two tensors of three dimensions, wh
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.integrations import moe
 
+from app.engine.kernel import SWISH
+
 Gate = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Gating:
+    """What is done between an expert's layers: swish(gate) * up. With a limit, as in GPT-OSS (arXiv 2508.10925), the swish is
+    x * sigmoid(steepness * x) of a gate of at most the limit, and multiplies 1 more than up, which is kept within it.
+    """
+
+    steepness: float = 1
+    limit: float | None = None
 
 
 class Expert(nn.Module):
@@ -28,11 +41,14 @@ class Expert(nn.Module):
         self.apply_gate, self.interleaved = apply_gate, interleaved
 
     @property
-    def activation(self) -> object:
-        """What is applied to the gate before it multiplies the value; None where more is done than that."""
-        joined = getattr(self.apply_gate, "__self__", None)
-        is_plain = getattr(self.apply_gate, "__func__", None) is moe._default_apply_gate
-        return getattr(joined, "act_fn", None) if is_plain else None
+    def gating(self) -> Gating | None:
+        """None if it is of another kind."""
+        joined: Any = getattr(self.apply_gate, "__self__", None)
+        apply = getattr(self.apply_gate, "__func__", None)
+        if getattr(apply, "__qualname__", "") == "GptOssExperts._apply_gate":
+            return Gating(float(joined.alpha), float(joined.limit))
+        is_swish = apply is moe._default_apply_gate and isinstance(getattr(joined, "act_fn", None), SWISH)
+        return Gating() if is_swish else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = [self.gate_proj(x), self.up_proj(x)]
@@ -53,7 +69,12 @@ class Routes:
         if self._rows is None:
             self._rows = chosen, weights
             return self._rows
-        part = slice(self._at, self._at + len(chosen))
+        return self.next_rows(len(chosen))
+
+    def next_rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `follow`, of the next rows, after a first forward."""
+        assert self._rows is not None
+        part = slice(self._at, self._at + count)
         self._at = part.stop % len(self._rows[0])
         return self._rows[0][part], self._rows[1][part]
 

@@ -13,19 +13,21 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
-from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape, create_compiled_experts
-from app.engine.experts import Expert, Experts
-from app.engine.kernel import Kernel, kernel
-from app.engine.linear import SWISH, TiledLinear, concatenate_layers, parts_of
+from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape
+from app.engine.experts import Experts
+from app.engine.kernel import SWISH, Kernel, kernel
+from app.engine.linear import TiledLinear, concatenate_layers, parts_of
 from app.engine.lora import Adapters, add_residual, gated_product
+from app.engine.mixture import CompiledExperts, CompiledMixture, Router, create_compiled_experts
 from app.engine.scores import Scores
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"})
+SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | {"gpt_oss"}
 ADAPTED_PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.o_proj",)}
 # of a `Layer`: the model's own layers that became it; and of a `Gated`
 ADAPTED_MLP_PARTS = {"gate": ("mlp.gate_proj",), "up": ("mlp.up_proj",), "down": ("mlp.down_proj",)}
 OnCuda = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # see `cudadecoder.CudaDecoder`
-MLP_PARTS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate", "experts"})
+MLP_PARTS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate", "experts"}, {"router", "experts"})
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
@@ -63,7 +65,7 @@ class Layer:
     key_norm: Norm | None
     out: nn.Module
     mlp_norm: Norm
-    mlp: Gated | nn.Module  # the latter of a mixture: what chooses the experts, and these
+    mlp: Gated | CompiledMixture | nn.Module  # the last of a mixture that is not compiled: what chooses the experts, and these
     scores: Scores  # of the attention
 
     @property
@@ -83,8 +85,9 @@ class FusedDecoder:
         self.heads, self.kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         self.dim = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
         self.inner = int(config.intermediate_size)  # outputs of the gate
-        self.norm = _norm_of(base.norm)
         self.blocks = list(base.layers)
+        self.dtype: torch.dtype = base.dtype
+        self.norm = _norm_of(base.norm, self.dtype)
         for block in self.blocks:
             part = block.self_attn
             part.qkv = concatenate_layers([part.q_proj, part.k_proj, part.v_proj])
@@ -98,7 +101,7 @@ class FusedDecoder:
         """Look up the layers' modules. Call this after a forward of the model, and after `prepack_layers` has replaced them."""
         self.embed = self.base.embed_tokens
         windows = self.attention.windows  # as the model's own forward has said
-        self.layers = [_layer_of(block, windows[index]) for index, block in enumerate(self.blocks)]
+        self.layers = [_layer_of(block, windows[index], self.dtype) for index, block in enumerate(self.blocks)]
         self.compiled = _compiled_decoder(self.layers, self.norm, self.heads, self.kv_heads, self.dim)
 
     def bind_adapters(self, adapters: Adapters, root: str) -> None:
@@ -113,6 +116,8 @@ class FusedDecoder:
         """Compute hidden states `[rows, hidden]` of `ids` and `positions` `[rows]`. `adapted`: some rows have an adapter."""
         x = self.embed(ids)
         cos, sin = self.rotary(x[None], positions[None])
+        if cos.shape[-1] < self.dim:  # GPT-OSS has the half of them, which the other repeats
+            cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
         cos, sin = cos[0, :, None], sin[0, :, None].clone()  # [rows, 1, dim]
         sin[..., : self.dim // 2].neg_()  # so that `torch.roll` can stand for rotate_half
         if self.on_cuda is not None and not adapted:
@@ -125,8 +130,7 @@ class FusedDecoder:
             if x.device != (card := layer.input_norm.weight.device):  # of a model that is divided among cards
                 x, cos, sin = (part.to(card, non_blocking=True) for part in (x, cos, sin))
             x = add_residual(layer.out, self._attend(index, layer, layer.input_norm(x), cos, sin), x)
-            mlp, h = layer.mlp, layer.mlp_norm(x)
-            x = add_residual(mlp.down, gated_product(mlp.gate, mlp.up, mlp.act, h), x) if isinstance(mlp, Gated) else x + mix(mlp, h)
+            x = _feed(layer.mlp, layer.mlp_norm(x), x)
         return self.norm(x.to(self.norm.weight.device))
 
     def _attend(self, index: int, layer: Layer, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -145,15 +149,20 @@ class FusedDecoder:
 def compile_experts(model: nn.Module) -> None:
     """Let the experts of each layer be computed in one call of the compiled kernel, where they can be. Call it after `prepack_layers`."""
     for module in model.modules():
-        experts = [each for each in module if isinstance(each, Expert)] if isinstance(module, Experts) else []
-        if isinstance(module, Experts) and all(isinstance(each.activation, SWISH) for each in experts):
-            module.compiled = create_compiled_experts([(each.gate_proj, each.up_proj, each.down_proj) for each in experts])
+        if isinstance(module, Experts):
+            module.compiled = create_compiled_experts(module)
 
 
 def mix(mixture: nn.Module, h: torch.Tensor) -> torch.Tensor:
     """What a mixture makes of `h` `[rows, hidden]`."""
-    out: torch.Tensor = mixture(h[None])[0]
-    return out
+    out: torch.Tensor = mixture(h[None])[0]  # `[rows, hidden]`; or, where the choice is returned, too, with a dimension more
+    return out.view_as(h)
+
+
+def _feed(mlp: Gated | CompiledMixture | nn.Module, h: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    if isinstance(mlp, Gated):
+        return add_residual(mlp.down, gated_product(mlp.gate, mlp.up, mlp.act, h), residual)
+    return mlp(h, residual) if isinstance(mlp, CompiledMixture) else residual + mix(mlp, h)
 
 
 def _adapted(adapters: Adapters, part: Layer | Gated, layers: Mapping[str, tuple[str, ...]], root: str) -> dict[str, Any]:
@@ -163,7 +172,7 @@ def _adapted(adapters: Adapters, part: Layer | Gated, layers: Mapping[str, tuple
 def create_fused_decoder(model: PreTrainedModel, attention: SlotAttention) -> FusedDecoder | None:
     """Return a fused forward over the layers of `model`, which are changed; None for a model of an unsupported shape."""
     base: Any = model.base_model
-    if getattr(base.config, "model_type", None) not in SUPPORTED_MODEL_TYPES:
+    if getattr(base.config, "model_type", None) not in (SUPPORTED_ON_CPU if model.device.type == "cpu" else SUPPORTED_MODEL_TYPES):
         return None
     if any(_parts(layer) != LAYER_PARTS or _parts(layer.mlp) not in MLP_PARTS for layer in base.layers):
         return None
@@ -189,36 +198,50 @@ def _compiled_decoder(layers: list[Layer], norm: Norm, heads: int, kv_heads: int
 
 
 def _compiled_layer(layer: Layer) -> CompiledLayer | None:
-    if not isinstance(layer.mlp, Gated):
-        return None
-    out, gate, up, down = layer.out, layer.mlp.gate, layer.mlp.up, layer.mlp.down
     qkv = tuple(part for part in parts_of(layer.qkv) if isinstance(part, TiledLinear))
-    if not isinstance(layer.mlp.act, SWISH) or len(qkv) < len(parts_of(layer.qkv)):
-        return None
-    if not (isinstance(out, TiledLinear) and isinstance(gate, TiledLinear)):
-        return None
-    if not (isinstance(up, TiledLinear) and isinstance(down, TiledLinear)):
+    feed = _compiled_feed(layer.mlp)
+    if feed is None or len(qkv) < len(parts_of(layer.qkv)) or not isinstance(layer.out, TiledLinear):
         return None
     query_norm, key_norm = (None if norm is None else norm.weight for norm in (layer.query_norm, layer.key_norm))
-    norms = (layer.input_norm.weight, layer.mlp_norm.weight, query_norm, key_norm)
-    return CompiledLayer(*norms, qkv, out, gate, up, down, layer.scores)
+    return CompiledLayer(layer.input_norm.weight, layer.mlp_norm.weight, query_norm, key_norm, qkv, layer.out, feed, layer.scores)
 
 
-def _layer_of(block: Any, window: int | None) -> Layer:
+def _compiled_feed(mlp: Gated | CompiledMixture | nn.Module) -> tuple[TiledLinear, TiledLinear, TiledLinear] | CompiledMixture | None:
+    if isinstance(mlp, CompiledMixture):
+        return mlp
+    if not isinstance(mlp, Gated) or not isinstance(mlp.act, SWISH):
+        return None
+    gate, up, down = mlp.gate, mlp.up, mlp.down
+    if isinstance(gate, TiledLinear) and isinstance(up, TiledLinear) and isinstance(down, TiledLinear):
+        return gate, up, down
+    return None
+
+
+def _layer_of(block: Any, window: int | None, dtype: torch.dtype) -> Layer:
     part, mlp = block.self_attn, block.mlp
     return Layer(
-        input_norm=_norm_of(block.input_layernorm),
+        input_norm=_norm_of(block.input_layernorm, dtype),
         qkv=part.qkv,
-        query_norm=_norm_of(part.q_norm) if hasattr(part, "q_norm") else None,
-        key_norm=_norm_of(part.k_norm) if hasattr(part, "k_norm") else None,
+        query_norm=_norm_of(part.q_norm, dtype) if hasattr(part, "q_norm") else None,
+        key_norm=_norm_of(part.k_norm, dtype) if hasattr(part, "k_norm") else None,
         out=part.o_proj,
-        mlp_norm=_norm_of(block.post_attention_layernorm),
-        mlp=Gated(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn) if hasattr(mlp, "gate_proj") else mlp,
-        scores=Scores(float(part.scaling), window),
+        mlp_norm=_norm_of(block.post_attention_layernorm, dtype),
+        mlp=Gated(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn) if hasattr(mlp, "gate_proj") else _mixture_of(mlp),
+        scores=Scores(float(part.scaling), window, sinks=getattr(part, "sinks", None)),
     )
 
 
-def _norm_of(module: Any) -> Norm:
-    weight = module.weight.detach().contiguous()
+def _mixture_of(mlp: Any) -> CompiledMixture | nn.Module:
+    compiled, chooser = mlp.experts.compiled if isinstance(mlp.experts, Experts) else None, getattr(mlp, "gate", None) or mlp.router
+    router = Router(chooser.weight, getattr(chooser, "bias", None), int(chooser.top_k), not getattr(chooser, "norm_topk_prob", True))
+    if not isinstance(compiled, CompiledExperts) or not CompiledMixture.is_supported(router, compiled):
+        whole: nn.Module = mlp
+        return whole
+    return CompiledMixture(router, mlp.experts, compiled)
+
+
+def _norm_of(module: Any, dtype: torch.dtype) -> Norm:
+    """In the dtype of the states: some models keep their norms in float32."""
+    weight = module.weight.detach().to(dtype).contiguous()
     on_kernel = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
     return Norm(weight, float(module.variance_epsilon), kernel() if on_kernel else None)

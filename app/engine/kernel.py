@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+from transformers.activations import SiLUActivation
 
 from app.engine import codepath, packing
 from app.engine.compiler import CompileError, library_path
@@ -30,6 +32,7 @@ from app.engine.structures import (
     EpilogueArgs,
     ExpertsArgs,
     GroupedWeightsArgs,
+    MixtureArgs,
     PrefillArgs,
     RoundingArgs,
     SamplingArgs,
@@ -43,7 +46,8 @@ from app.engine.structures import (
 
 log = logging.getLogger(__name__)
 
-ACTIVATIONS = {"none": 0, "swish": 1}  # numbered as in csrc/ending.h
+ACTIVATIONS = {"none": 0, "swish": 1, "limited swish": 2, "limited plus one": 3}  # numbered as in csrc/kernels.h
+SWISH = nn.SiLU | SiLUActivation  # what torch and transformers have as "swish"
 LOGIT_TYPES = (torch.bfloat16, torch.float32)
 BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
 KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.int8: 2}  # of rows and caches, numbered as in csrc/kernels.h
@@ -54,7 +58,7 @@ class Epilogue(NamedTuple):
 
     outputs: int
     bias: torch.Tensor | None = None  # [outputs, padded to whole blocks], float32
-    activation: str = "none"  # a key of ACTIVATIONS
+    activation: str = "none"  # "none" or "swish"
     binary_op: str = "none"  # a key of BINARY_OPS
     operand: torch.Tensor | None = None  # [rows, outputs], bfloat16
     in_float32: bool = False  # the outputs; else in bfloat16
@@ -182,8 +186,13 @@ class Kernel:
             raise MemoryError("out of memory for the activations of a step")
 
     def run_experts(self, args: ExpertsArgs) -> None:
-        """Run the experts of a layer; see experts.c. Raises `MemoryError`."""
+        """Run the experts of a layer; see mixture.c. Raises `MemoryError`."""
         if self._library.run_experts(args, torch.get_num_threads()):
+            raise MemoryError("out of memory for the activations of a step")
+
+    def run_mixture(self, args: MixtureArgs, x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor) -> None:
+        """Write to `out` what a mixture makes of `x`, and the `residual`, all `[rows, hidden]`; see mixture.c. Raises `MemoryError`."""
+        if self._library.run_mixture(args, x.data_ptr(), len(x), residual.data_ptr(), out.data_ptr(), torch.get_num_threads()):
             raise MemoryError("out of memory for the activations of a step")
 
     def round_weights(self, weight: torch.Tensor, bits: int) -> GroupedWeights:

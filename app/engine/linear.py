@@ -15,12 +15,11 @@ from typing import TypeGuard
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.activations import SiLUActivation
 
 from app.engine import grouped, packing
 from app.engine.grouped import GROUP_FORMAT, GroupedEmbedding, GroupedLinear, GroupedWeights, GroupFormat
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, Int4Linear
-from app.engine.kernel import Epilogue, Kernel, kernel
+from app.engine.kernel import SWISH, Epilogue, Kernel, kernel
 from app.engine.packing import PackedWeights
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,6 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.binary(x, operand, self.packed, self.bias, binary_op)
 
 
-SWISH = nn.SiLU | SiLUActivation
 FusedLinear = TiledLinear | PackedLinear  # these apply an activation or a second operand before they write their outputs
 
 

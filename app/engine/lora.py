@@ -16,9 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from app.engine import linear
 from app.engine.experts import Experts
 from app.engine.facts import AdapterFacts
-from app.engine.kernel import Epilogue
+from app.engine.kernel import SWISH, Epilogue
 from app.engine.ledger import USABLE_SHARE, device_memory
-from app.engine.linear import SWISH, FusedLinear, TiledLinear
+from app.engine.linear import FusedLinear, TiledLinear
 from app.errors import SetupError
 
 SMALL_PRODUCT = 1 << 18  # multiplications that one thread does

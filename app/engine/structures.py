@@ -112,6 +112,7 @@ class EpilogueArgs(ctypes.Structure):
         ("outputs", ctypes.c_int64),
         ("stride", ctypes.c_int64),
         ("is_float", ctypes.c_int),
+        *((name, ctypes.c_float) for name in ("steepness", "limit")),
     )
 
 
@@ -125,11 +126,31 @@ class LinearArgs(ctypes.Structure):
     )
 
 
+class ExpertsArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.POINTER(LinearArgs)) for name in ("gate", "up", "down")),
+        *((name, ctypes.c_int64) for name in ("experts", "hidden", "width")),
+        *((name, EpilogueArgs) for name in ("gated", "product")),
+        *((name, ctypes.c_void_p) for name in ("counts", "x", "activated", "out")),
+    )
+
+
+class MixtureArgs(ctypes.Structure):
+    _fields_ = (
+        ("router", LinearArgs),
+        ("chosen", ctypes.c_int64),
+        ("of_all", ctypes.c_int),
+        ("experts", ExpertsArgs),
+        *((name, ctypes.c_void_p) for name in ("given", "given_shares")),
+    )
+
+
 class LayerArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm")),
         ("qkv", LinearArgs * 3),
         *((name, LinearArgs) for name in ("out", "gate", "up", "down")),
+        ("mixture", ctypes.POINTER(MixtureArgs)),
         *((name, CacheArgs) for name in ("slots", "texts")),
         ("scores", ScoresArgs),
     )
@@ -160,14 +181,6 @@ class RoundingArgs(ctypes.Structure):
     )
 
 
-class ExpertsArgs(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.POINTER(LinearArgs)) for name in ("gate", "up", "down")),
-        *((name, ctypes.c_int64) for name in ("experts", "hidden", "width")),
-        *((name, ctypes.c_void_p) for name in ("counts", "x", "gated", "out")),
-    )
-
-
 def declare(library: ctypes.CDLL) -> None:
     """Tell `library` the arguments of its functions, and what they return where it is no int."""
     pointer, int64, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -182,6 +195,7 @@ def declare(library: ctypes.CDLL) -> None:
     library.sample_tokens.argtypes = [ctypes.POINTER(SamplingArgs), threads]
     library.run_decoder.argtypes = [ctypes.POINTER(DecoderArgs), threads]
     library.run_experts.argtypes = [ctypes.POINTER(ExpertsArgs), threads]
+    library.run_mixture.argtypes = [ctypes.POINTER(MixtureArgs), pointer, int64, pointer, pointer, threads]
     library.round_weights.argtypes = [ctypes.POINTER(RoundingArgs), threads]
     library.block_columns.argtypes = library.has_dot_products.argtypes = []
     library.choose_dot_products.argtypes = [ctypes.c_int]

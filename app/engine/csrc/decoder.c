@@ -2,13 +2,14 @@
  * longer. Every part rounds to bfloat16 where torch's operations do.
  */
 #include "cache.h"
-#include "layers.h"
+#include "mixture.h"
 
 typedef struct {
     const bf16 *input_norm, *mlp_norm;  /* weights [hidden] */
     const bf16 *query_norm, *key_norm;  /* weights [dim], or NULL */
     Linear qkv[3]; /* queries, keys and values, one after the other: as one layer, or as several; the rest has no outputs */
     Linear out, gate, up, down;
+    const Mixture *mixture; /* in place of gate, up and down; or NULL */
     Cache slots, texts;                 /* of the sequences that decode, and of a text that is scored; the first also of their prompts */
     Scores scores;
 } DecoderLayer;
@@ -21,7 +22,7 @@ typedef struct {
 
 typedef struct {
     const DecoderLayer *layers;
-    int64_t layer_count, hidden, heads, kv_heads, dim, intermediate;
+    int64_t layer_count, hidden, heads, kv_heads, dim, intermediate; /* the last of the layers that are no mixtures */
     float eps; /* of the norms */
     const bf16 *norm; /* weights [hidden] of the last one */
     int64_t rows, decodes, spans; /* the decoding rows come first, then those of the spans */
@@ -115,6 +116,7 @@ static int run_layer(const DecoderArgs *args, const DecoderLayer *layer, const B
         apply(&layer->out, buffers->attended, rows, residual, threads))
         return 1;
     rms_norm(x, rows, hidden, layer->mlp_norm, args->eps, normed, threads);
+    if (layer->mixture) return run_mixture(layer->mixture, normed, rows, x, x, threads);
     return apply(&layer->gate, normed, rows, activated, threads) || apply(&layer->up, normed, rows, product, threads) ||
            apply(&layer->down, gated, rows, residual, threads);
 }

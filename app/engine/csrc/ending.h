@@ -16,6 +16,14 @@ INLINE void store_halves(bf16 *target, vec x, int64_t count) {
     if (count < LANES) memcpy(target, edge, count * sizeof(bf16));
 }
 
+INLINE vec activate(vec x, const Epilogue *epilogue) {
+    vec limit = broadcast(epilogue->limit);
+    if (epilogue->activation == ACTIVATION_SWISH) return swish(x, 1);
+    x = vec_min(limit, x);
+    if (epilogue->activation == ACTIVATION_LIMITED_SWISH) return swish(x, epilogue->steepness);
+    return vec_max(-limit, x) + 1;
+}
+
 /* Writes sums [rows][width] of the outputs from `column` on to the rows from `row` on. */
 static void write_outputs(const float *sums, int rows, int width, int64_t row, int64_t column, const Epilogue *epilogue) {
     for (int r = 0; r < rows; r++)
@@ -25,7 +33,7 @@ static void write_outputs(const float *sums, int rows, int width, int64_t row, i
             bf16 padded[LANES] = {0};
             const bf16 *source = epilogue->operand + index;
             if (epilogue->bias) x += *(const vec *)(epilogue->bias + column + c);
-            if (epilogue->activation == ACTIVATION_SWISH) x = swish(x);
+            if (epilogue->activation) x = activate(x, epilogue);
             if (epilogue->binary_op != OP_NONE && remaining < LANES) source = memcpy(padded, source, remaining * sizeof(bf16));
             if (epilogue->binary_op == OP_MUL) x *= load_bf16(source);
             if (epilogue->binary_op == OP_ADD) x += load_bf16(source);

@@ -3,8 +3,9 @@
 #define KERNELS_H
 #include "vectors.h"
 
-/* What is applied to a linear layer's float32 sums before they are written. */
-enum { ACTIVATION_NONE, ACTIVATION_SWISH };
+/* What is applied to a linear layer's float32 sums before they are written. The last two are GPT-OSS's, with `steepness` and `limit`: the
+ * swish of min(x, limit) with x / (1 + e^(-steepness x)), and 1 + x, where x is kept within the limit. */
+enum { ACTIVATION_NONE, ACTIVATION_SWISH, ACTIVATION_LIMITED_SWISH, ACTIVATION_LIMITED_PLUS_ONE };
 enum { OP_NONE, OP_MUL, OP_ADD };
 
 typedef struct {
@@ -14,6 +15,7 @@ typedef struct {
     void *out;           /* [rows][outputs] bfloat16, or float32 if is_float */
     int64_t outputs, stride; /* stride: elements from row to row of out and of operand */
     int is_float;
+    float steepness, limit;
 } Epilogue;
 
 /* In bfloat16, pairs of inputs adjacent: packed as linear.c describes. */

@@ -105,5 +105,5 @@ INLINE vec exp2_vec(vec y) { return exp2_bounded(vec_max(vec_min(y, broadcast(12
 /* tanh(x), within 1e-7. */
 INLINE vec tanh_vec(vec x) { return 1 - 2 / (1 + exp2_vec(x * (2 * LOG2_E))); }
 
-/* x * sigmoid(x). */
-INLINE vec swish(vec x) { return x / (1 + exp2_vec(x * -LOG2_E)); }
+/* x * sigmoid(steepness * x). */
+INLINE vec swish(vec x, float steepness) { return x / (1 + exp2_vec(x * (-LOG2_E * steepness))); }

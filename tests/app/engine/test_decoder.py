@@ -1,6 +1,5 @@
 """The whole decoder in one call computes, bit for bit, what its parts compute one by one, whatever rows a step has."""
 
-import copy
 import itertools
 import random
 from collections.abc import Sequence
@@ -9,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from decoders import CONFIGS, CONTEXT, SHAPE, plain_model
 from driving import kernel_or_skip
 from tinymodels import tiny
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, PreTrainedModel
 
 from app.engine.capacity import CacheLimits
 from app.engine.conversion import create_flat_model
@@ -22,34 +22,8 @@ from app.engine.pages import PAGE_TOKENS
 from app.engine.rounding import quantize_layers
 from app.errors import SetupError
 
-CONTEXT = 400
 PAGES = -(-CONTEXT // PAGE_TOKENS)  # of a context
 TEXT = -1  # instead of a sequence: a text that is scored in several steps
-SHAPE: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 96,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": CONTEXT,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**SHAPE),
-    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
-    "qwen2": Qwen2Config(**SHAPE),
-    "qwen3": Qwen3Config(**SHAPE),
-    "mistral": MistralConfig(**SHAPE, sliding_window=40),
-}
-
-
-def plain_model(config: Any) -> PreTrainedModel:
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).bfloat16().eval()  # a model changes its config
-    for parameter in model.parameters():
-        parameter.data = torch.randn_like(parameter) * (1 if parameter.dim() == 1 else 0.1)
-    return model
 
 
 def mixed_model(config: Any) -> PreTrainedModel:
@@ -64,8 +38,8 @@ def mixed_model(config: Any) -> PreTrainedModel:
 
 MIXED = "mixed"
 CASES = [(name, scheme, "auto") for name in CONFIGS for scheme in ("none", "int8", "int4")]
-CASES += [(name, "none", "int8") for name in ("llama", "qwen3", "mistral")]
-CASES += [(name, MIXED, "auto") for name in ("llama with biases", "qwen3")]
+CASES += [(name, "none", "int8") for name in ("llama", "qwen3", "mistral", "gpt_oss")]
+CASES += [(name, MIXED, "auto") for name in ("llama with biases", "qwen3", "gpt_oss")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

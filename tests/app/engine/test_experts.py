@@ -1,21 +1,27 @@
 """Mixtures of experts: each expert's layers are rounded and run like all others, and a row's answer does not depend on its neighbours."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from decoders import CONFIGS, plain_model
 from driving import drain, kernel_or_skip
 from gguf_families import EXPERTS, FAMILIES, VOCABULARY, create_model, write_family
 from rounding import save_mxfp4, save_rounded
 from transformers import AutoModelForCausalLM, Mxfp4Config, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING
 
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine
 from app.engine.events import Delta
 from app.engine.experts import Experts, has_joined_experts, separate_experts
+from app.engine.fused import mix
 from app.engine.linear import TiledLinear
 from app.engine.lora import shapes_of
+from app.engine.mixture import CompiledMixture
 from app.engine.request import Generate, SamplingParams
 from app.models.cache import slot_attention
 from app.models.footprint import Form, footprint
@@ -164,6 +170,24 @@ def test_experts_in_one_call_compute_what_each_does(tmp_path: Path, type_name: s
         )
     alone = compiled(x[1:2], torch.tensor([0, 1, 0, 0]))
     assert torch.equal(alone[0], compiled(x, torch.tensor([0, 11, 0, 0]))[1])
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_moe, shares of all", "mixtral", "gpt_oss"])
+def test_router_and_experts_in_one_call_compute_what_the_model_does(kind: str) -> None:
+    """Where the model computes in float32: of experts that are almost as good its bfloat16 chooses others."""
+    kernel_or_skip()
+    config = CONFIGS[kind]
+    model = plain_model(config)
+    whole = copy.deepcopy(model).float().base_model.layers[0].mlp
+    flat = create_flat_model(model, CacheLimits(slots=1, context=64))
+    assert flat._decoder is not None
+    compiled = flat._decoder.layers[0].mlp
+    assert isinstance(compiled, CompiledMixture)
+    x, residual = (torch.randn(40, config.hidden_size, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (0, 1))
+    with torch.inference_mode():
+        expected, out = residual.float() + mix(whole, x.float()), compiled(x, residual)
+    torch.testing.assert_close(out.float(), expected, atol=0.02 * float(expected.abs().max()), rtol=0.02)
+    assert torch.equal(compiled(x[3:4], residual[3:4]), out[3:4])
 
 
 def test_gpt_oss_is_read_as_it_is_published(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Small models of each kind that the compiled decoder runs whole, with random weights in bfloat16."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from app.engine.experts import separate_experts
+
+CONTEXT = 400
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": CONTEXT,
+}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 64}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE),
+    "mistral": MistralConfig(**SHAPE, sliding_window=40),
+    "mixtral": MixtralConfig(**SHAPE, num_local_experts=5, num_experts_per_tok=2, sliding_window=None),
+    "qwen3_moe": Qwen3MoeConfig(**SHAPE, **EXPERTS, mlp_only_layers=[1], norm_topk_prob=True),
+    "qwen3_moe, shares of all": Qwen3MoeConfig(**SHAPE, **EXPERTS, norm_topk_prob=False),
+    "gpt_oss": GptOssConfig(**SHAPE, swiglu_limit=0.9, num_local_experts=6, num_experts_per_tok=3, sliding_window=40),
+}
+
+
+def plain_model(config: Any) -> PreTrainedModel:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).bfloat16().eval()  # a model changes its config
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * (1 if parameter.dim() == 1 else 0.1)
+    separate_experts(model)
+    return model
