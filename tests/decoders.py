@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -14,6 +18,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
+    SmolLM3Config,
 )
 
 from app.engine.experts import separate_experts
@@ -39,6 +45,14 @@ CONFIGS = {
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=5, num_experts_per_tok=2, sliding_window=None),
     "qwen3_moe": Qwen3MoeConfig(**SHAPE, **EXPERTS, mlp_only_layers=[1], norm_topk_prob=True),
     "qwen3_moe, shares of all": Qwen3MoeConfig(**SHAPE, **EXPERTS, norm_topk_prob=False),
+    "gemma": GemmaConfig(**SHAPE),
+    "gemma2": Gemma2Config(**SHAPE, query_pre_attn_scalar=20, attn_logit_softcapping=3.0, sliding_window=40),
+    "gemma3": Gemma3TextConfig(
+        **SHAPE, query_pre_attn_scalar=20, layer_types=["sliding_attention", "full_attention", "sliding_attention"], sliding_window=40
+    ),
+    "granite": GraniteConfig(**SHAPE, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.1),
+    "seed_oss": SeedOssConfig(**SHAPE),
+    "smollm3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0, 1], pad_token_id=None),
     "gpt_oss": GptOssConfig(**SHAPE, swiglu_limit=0.9, num_local_experts=6, num_experts_per_tok=3, sliding_window=40),
 }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.kernel import Kernel, cache_args, scores_args
+from app.engine.kernel import ACTIVATIONS, Kernel, cache_args, scores_args
 from app.engine.keyvalues import KeyValues
 from app.engine.layout import Layout
 from app.engine.linear import TiledLinear
@@ -18,21 +18,21 @@ from app.engine.rows import MAX_HEAD_DIM
 from app.engine.scores import Scores
 from app.engine.structures import CacheArgs, DecoderArgs, LayerArgs, LinearArgs, SpanArgs
 
+NOT_ROTATED = -1
 NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not cached
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledLayer:
-    """The parts of one layer. The norms are the weights of RMSNorms; query_norm and key_norm are per head, or None."""
+    """The parts of one layer. `norms` are the weights of its RMSNorms, in the order of `LayerArgs`; all but the first two may be None."""
 
-    input_norm: torch.Tensor
-    mlp_norm: torch.Tensor
-    query_norm: torch.Tensor | None
-    key_norm: torch.Tensor | None
+    norms: tuple[torch.Tensor | None, ...]
     qkv: tuple[TiledLinear, ...]  # queries, keys and values: one layer, or as many as have weights of their own kind
     out: TiledLinear
     feed: tuple[TiledLinear, TiledLinear, TiledLinear] | CompiledMixture  # gate, up and down of a plain layer
     scores: Scores
+    rotation: int | None = 0  # which of a step's; None: it does not rotate
+    activation: str = "none"  # of the gate of a plain layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class DecoderShape:
     kv_heads: int
     dim: int  # of a head
     eps: float  # of every norm
+    shift: float = 0  # of the weights of every norm
+    residual_scale: float = 1  # of what is added to the states
 
 
 class CompiledDecoder:
@@ -57,8 +59,10 @@ class CompiledDecoder:
         """Whether the kernel can rotate and attend heads of this dim, and no layer's inputs would have to be padded."""
         plain = [layer.feed for layer in layers if isinstance(layer.feed, tuple)]
         fit = [hidden, hidden, _intermediate(layers)]
+        is_plain = shape.residual_scale == 1 and not any(isinstance(norm, torch.Tensor) for layer in layers for norm in layer.norms[2:4])
         return (
-            shape.dim % kernel.columns == 0
+            (is_plain or (hidden % kernel.columns == 0 and len(plain) == len(layers)))
+            and shape.dim % kernel.columns == 0
             and shape.dim <= MAX_HEAD_DIM
             and all([part.packed.inputs for part in feed] == fit for feed in plain)
             and all(layer.out.packed.inputs == shape.heads * shape.dim for layer in layers)
@@ -77,13 +81,14 @@ class CompiledDecoder:
         layers = (LayerArgs * len(self._layers))(*map(self._layer_args, self._layers, caches))
         shape, hidden = self._shape, len(self._norm)
         sizes = (len(self._layers), hidden, shape.heads, shape.kv_heads, shape.dim, _intermediate(self._layers))
-        self._args = DecoderArgs(layers, *sizes, shape.eps, self._norm.data_ptr())
+        self._args = DecoderArgs(layers, *sizes, shape.eps, shape.shift, shape.residual_scale, self._norm.data_ptr())
         self._referenced += [layers, slots, texts]
 
-    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, rotations: Sequence[tuple[torch.Tensor, torch.Tensor]], layout: Layout) -> torch.Tensor:
         """Compute hidden states `[rows, hidden]` of embeddings `x` `[rows, hidden]`, which are changed.
 
-        `cos` and `sin` `[rows, dim]`, the first half of `sin` negated. All bfloat16 and contiguous. Raises `MemoryError`.
+        `rotations`, at most two, are cosines and sines `[rows, dim]`, the first half of the latter negated. All bfloat16 and contiguous.
+        Raises `MemoryError`.
         """
         assert self._args is not None
         args, out = self._args, torch.empty_like(x)
@@ -95,19 +100,21 @@ class CompiledDecoder:
         args.pages = layout.pages.data_ptr()
         args.firsts, args.positions = layout.firsts.data_ptr(), layout.positions.data_ptr()
         args.span = (SpanArgs * len(spans))(*spans)
-        args.cos, args.sin, args.x, args.out = cos.data_ptr(), sin.data_ptr(), x.data_ptr(), out.data_ptr()
+        for index, (cos, sin) in enumerate(rotations):
+            args.cos[index], args.sin[index] = cos.data_ptr(), sin.data_ptr()
+        args.x, args.out = x.data_ptr(), out.data_ptr()
         for mixture in self._mixtures:
             mixture.follow_routes(len(x))
         self._kernel.run_decoder(args)
         return out
 
     def _layer_args(self, layer: CompiledLayer, caches: Sequence[CacheArgs]) -> LayerArgs:
-        norms, feed, kept = (layer.input_norm, layer.mlp_norm, layer.query_norm, layer.key_norm), layer.feed, self._referenced
+        feed, kept = layer.feed, self._referenced
         sinks = None if layer.scores.sinks is None else layer.scores.sinks.float().contiguous()
         kept.append(sinks)
         plain = (layer.out, *(feed if isinstance(feed, tuple) else ()))
         args = LayerArgs(
-            *(None if norm is None else norm.data_ptr() for norm in norms),
+            *(None if norm is None else norm.data_ptr() for norm in layer.norms),
             (LinearArgs * 3)(*(linear_args(part, kept) for part in layer.qkv)),
             *(linear_args(part, kept) for part in plain),
         )
@@ -115,6 +122,7 @@ class CompiledDecoder:
             args.mixture = ctypes.pointer(feed.args)
         args.slots, args.texts = caches
         args.scores = scores_args(layer.scores, self._shape.dim, sinks)
+        args.rotation, args.activation = NOT_ROTATED if layer.rotation is None else layer.rotation, ACTIVATIONS[layer.activation]
         return args
 
 

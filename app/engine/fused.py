@@ -3,7 +3,7 @@
 It runs the model's own layers, with query, key and value projections concatenated. Models of other shapes use transformers' forward.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,34 +15,42 @@ from transformers import PreTrainedModel
 from app.engine.attention import SlotAttention
 from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape
 from app.engine.experts import Experts
-from app.engine.kernel import SWISH, Kernel, kernel
+from app.engine.kernel import Kernel, activation_of, kernel
 from app.engine.linear import TiledLinear, concatenate_layers, parts_of
 from app.engine.lora import Adapters, add_residual, gated_product
 from app.engine.mixture import CompiledExperts, CompiledMixture, Router, create_compiled_experts
 from app.engine.scores import Scores
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"})
-SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | {"gpt_oss"}
+SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | {"gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "seed_oss", "smollm3"}
 ADAPTED_PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.o_proj",)}
 # of a `Layer`: the model's own layers that became it; and of a `Gated`
 ADAPTED_MLP_PARTS = {"gate": ("mlp.gate_proj",), "up": ("mlp.up_proj",), "down": ("mlp.down_proj",)}
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of a step's positions `[rows, dim]`, the first half of the latter negated
 OnCuda = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # see `cudadecoder.CudaDecoder`
 MLP_PARTS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate", "experts"}, {"router", "experts"})
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+FEED_NORMS = {
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+}  # of Gemma 2 and 3, in which the norm above is of what attention gives
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis (RMSNorm, arXiv 1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * (shift + weight) over the last axis (RMSNorm, arXiv 1910.07467)."""
 
     weight: torch.Tensor
     eps: float
     kernel: Kernel | None = None
+    shift: float = 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.kernel is not None:
-            return self.kernel.rms_norm(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return self.kernel.rms_norm(x, self.weight, self.eps, self.shift)
+        if not self.shift:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, self.shift + self.weight.float(), self.eps).to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +75,18 @@ class Layer:
     mlp_norm: Norm
     mlp: Gated | CompiledMixture | nn.Module  # the last of a mixture that is not compiled: what chooses the experts, and these
     scores: Scores  # of the attention
+    attended_norm: Norm | None = None  # of what the attention gives, before it is added to the states
+    fed_norm: Norm | None = None  # the same of `mlp`
+    rotation: int | None = 0  # which of a step's rotations; None: it does not rotate
 
     @property
     def head_norms(self) -> tuple[Norm, Norm] | None:
         """Of queries and keys."""
         return None if self.query_norm is None or self.key_norm is None else (self.query_norm, self.key_norm)
+
+    @property
+    def norms(self) -> tuple[Norm | None, ...]:
+        return (self.input_norm, self.mlp_norm, self.attended_norm, self.fed_norm, self.query_norm, self.key_norm)
 
 
 class FusedDecoder:
@@ -88,6 +103,10 @@ class FusedDecoder:
         self.blocks = list(base.layers)
         self.dtype: torch.dtype = base.dtype
         self.norm = _norm_of(base.norm, self.dtype)
+        self.rotated = [str(each) for each in getattr(self.rotary, "layer_types", [])]  # the kinds of layers with rotations of their own
+        self.embedding_scale, self.residual_scale = (
+            float(getattr(config, name, 1)) for name in ("embedding_multiplier", "residual_multiplier")
+        )
         for block in self.blocks:
             part = block.self_attn
             part.qkv = concatenate_layers([part.q_proj, part.k_proj, part.v_proj])
@@ -101,8 +120,9 @@ class FusedDecoder:
         """Look up the layers' modules. Call this after a forward of the model, and after `prepack_layers` has replaced them."""
         self.embed = self.base.embed_tokens
         windows = self.attention.windows  # as the model's own forward has said
-        self.layers = [_layer_of(block, windows[index], self.dtype) for index, block in enumerate(self.blocks)]
-        self.compiled = _compiled_decoder(self.layers, self.norm, self.heads, self.kv_heads, self.dim)
+        self.layers = [_layer_of(block, windows[index], self.dtype, self.rotated) for index, block in enumerate(self.blocks)]
+        shape = DecoderShape(self.heads, self.kv_heads, self.dim, self.norm.eps, self.norm.shift, self.residual_scale)
+        self.compiled = _compiled_decoder(self.layers, self.norm, shape)
 
     def bind_adapters(self, adapters: Adapters, root: str) -> None:
         """`root` is the name of the decoder in the model, as adapters write it."""
@@ -115,35 +135,58 @@ class FusedDecoder:
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, adapted: bool = False) -> torch.Tensor:
         """Compute hidden states `[rows, hidden]` of `ids` and `positions` `[rows]`. `adapted`: some rows have an adapter."""
         x = self.embed(ids)
-        cos, sin = self.rotary(x[None], positions[None])
-        if cos.shape[-1] < self.dim:  # GPT-OSS has the half of them, which the other repeats
-            cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
-        cos, sin = cos[0, :, None], sin[0, :, None].clone()  # [rows, 1, dim]
-        sin[..., : self.dim // 2].neg_()  # so that `torch.roll` can stand for rotate_half
+        if self.embedding_scale != 1:
+            x = x * self.embedding_scale
+        rotations = [self._rotation(x, positions, kind) for kind in self.rotated or [""]]
         if self.on_cuda is not None and not adapted:
-            return self.on_cuda(x, cos[:, 0], sin[:, 0])
+            return self.on_cuda(x, *rotations[0])
         if self.compiled is not None and self.attention.layout is not None and not adapted:
             if not self.compiled.is_bound:
                 self.compiled.bind_cache(self.attention.slots, self.attention.texts)
-            return self.compiled(x, cos, sin, self.attention.layout)
+            return self.compiled(x, rotations, self.attention.layout)
         for index, layer in enumerate(self.adapted if adapted else self.layers):
             if x.device != (card := layer.input_norm.weight.device):  # of a model that is divided among cards
-                x, cos, sin = (part.to(card, non_blocking=True) for part in (x, cos, sin))
-            x = add_residual(layer.out, self._attend(index, layer, layer.input_norm(x), cos, sin), x)
-            x = _feed(layer.mlp, layer.mlp_norm(x), x)
+                x = x.to(card, non_blocking=True)
+                rotations = [(cos.to(card, non_blocking=True), sin.to(card, non_blocking=True)) for cos, sin in rotations]
+            attended = self._attend(index, layer, layer.input_norm(x), rotations)
+            x = self._add(layer.out, attended, x, layer.attended_norm)
+            x = self._feed(layer, layer.mlp_norm(x), x)
         return self.norm(x.to(self.norm.weight.device))
 
-    def _attend(self, index: int, layer: Layer, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def _rotation(self, x: torch.Tensor, positions: torch.Tensor, kind: str) -> Rotation:
+        cos, sin = self.rotary(x[None], positions[None], *([kind] if kind else []))
+        if cos.shape[-1] < self.dim:  # GPT-OSS has the half of them, which the other repeats
+            cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
+        cos, sin = cos[0], sin[0].clone()
+        sin[..., : self.dim // 2].neg_()  # so that `torch.roll` can stand for rotate_half
+        return cos, sin
+
+    def _attend(self, index: int, layer: Layer, h: torch.Tensor, rotations: Sequence[Rotation]) -> torch.Tensor:
         rotated_heads = self.heads + self.kv_heads
         qkv = layer.qkv(h).view(len(h), rotated_heads + self.kv_heads, self.dim)
         qk = qkv[:, :rotated_heads]
         if layer.head_norms is not None:
             query_norm, key_norm = layer.head_norms
             qk = torch.cat([query_norm(qk[:, : self.heads]), key_norm(qk[:, self.heads :])], 1)
-        qk = torch.addcmul(qk * cos, torch.roll(qk, self.dim // 2, -1), sin)
+        if layer.rotation is not None:
+            cos, sin = rotations[layer.rotation]
+            qk = torch.addcmul(qk * cos[:, None], torch.roll(qk, self.dim // 2, -1), sin[:, None])
         query, key, value = qk[:, : self.heads], qk[:, self.heads :], qkv[:, rotated_heads:]
         out = self.attention.attend(index, query, key, value, layer.scores)
         return out.reshape(len(h), self.heads * self.dim)
+
+    def _feed(self, layer: Layer, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        mlp = layer.mlp
+        if isinstance(mlp, Gated):
+            return self._add(mlp.down, gated_product(mlp.gate, mlp.up, mlp.act, h), x, layer.fed_norm)
+        return mlp(h, x) if isinstance(mlp, CompiledMixture) else x + mix(mlp, h)
+
+    def _add(self, last: nn.Module, h: torch.Tensor, x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+        """Add to the states `x` what the layer `last` makes of `h`."""
+        if norm is None and self.residual_scale == 1:
+            return add_residual(last, h, x)
+        given = last(h)
+        return x + (given if norm is None else norm(given)) * self.residual_scale
 
 
 def compile_experts(model: nn.Module) -> None:
@@ -159,12 +202,6 @@ def mix(mixture: nn.Module, h: torch.Tensor) -> torch.Tensor:
     return out.view_as(h)
 
 
-def _feed(mlp: Gated | CompiledMixture | nn.Module, h: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    if isinstance(mlp, Gated):
-        return add_residual(mlp.down, gated_product(mlp.gate, mlp.up, mlp.act, h), residual)
-    return mlp(h, residual) if isinstance(mlp, CompiledMixture) else residual + mix(mlp, h)
-
-
 def _adapted(adapters: Adapters, part: Layer | Gated, layers: Mapping[str, tuple[str, ...]], root: str) -> dict[str, Any]:
     return {name: adapters.adapt(getattr(part, name), [f"{root}{each}" for each in joined]) for name, joined in layers.items()}
 
@@ -174,7 +211,7 @@ def create_fused_decoder(model: PreTrainedModel, attention: SlotAttention) -> Fu
     base: Any = model.base_model
     if getattr(base.config, "model_type", None) not in (SUPPORTED_ON_CPU if model.device.type == "cpu" else SUPPORTED_MODEL_TYPES):
         return None
-    if any(_parts(layer) != LAYER_PARTS or _parts(layer.mlp) not in MLP_PARTS for layer in base.layers):
+    if any(_parts(layer) - FEED_NORMS != LAYER_PARTS or _parts(layer.mlp) not in MLP_PARTS for layer in base.layers):
         return None
     return FusedDecoder(base, attention)
 
@@ -183,15 +220,14 @@ def _parts(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
 
-def _compiled_decoder(layers: list[Layer], norm: Norm, heads: int, kv_heads: int, dim: int) -> CompiledDecoder | None:
+def _compiled_decoder(layers: list[Layer], norm: Norm, shape: DecoderShape) -> CompiledDecoder | None:
     """Return None unless every part of every layer runs on the kernel."""
-    norms = [norm, *(each for layer in layers for each in (layer.input_norm, layer.mlp_norm, layer.query_norm, layer.key_norm) if each)]
     native = norm.kernel
-    if native is None or any(each.kernel is None or each.eps != norm.eps for each in norms):
+    if native is None or any(each and (each.eps, each.shift) != (norm.eps, norm.shift) for layer in layers for each in layer.norms):
         return None
     compiled = [_compiled_layer(layer) for layer in layers]
     complete = [layer for layer in compiled if layer is not None]
-    shape, hidden = DecoderShape(heads, kv_heads, dim, norm.eps), len(norm.weight)
+    hidden = len(norm.weight)
     if len(complete) < len(layers) or not CompiledDecoder.is_supported(native, shape, complete, hidden):
         return None
     return CompiledDecoder(native, shape, complete, norm.weight)
@@ -202,14 +238,15 @@ def _compiled_layer(layer: Layer) -> CompiledLayer | None:
     feed = _compiled_feed(layer.mlp)
     if feed is None or len(qkv) < len(parts_of(layer.qkv)) or not isinstance(layer.out, TiledLinear):
         return None
-    query_norm, key_norm = (None if norm is None else norm.weight for norm in (layer.query_norm, layer.key_norm))
-    return CompiledLayer(layer.input_norm.weight, layer.mlp_norm.weight, query_norm, key_norm, qkv, layer.out, feed, layer.scores)
+    norms = tuple(None if norm is None else norm.weight for norm in layer.norms)
+    activation = activation_of(layer.mlp.act) if isinstance(layer.mlp, Gated) else "none"
+    return CompiledLayer(norms, qkv, layer.out, feed, layer.scores, layer.rotation, activation)
 
 
 def _compiled_feed(mlp: Gated | CompiledMixture | nn.Module) -> tuple[TiledLinear, TiledLinear, TiledLinear] | CompiledMixture | None:
     if isinstance(mlp, CompiledMixture):
         return mlp
-    if not isinstance(mlp, Gated) or not isinstance(mlp.act, SWISH):
+    if not isinstance(mlp, Gated) or activation_of(mlp.act) == "none":
         return None
     gate, up, down = mlp.gate, mlp.up, mlp.down
     if isinstance(gate, TiledLinear) and isinstance(up, TiledLinear) and isinstance(down, TiledLinear):
@@ -217,17 +254,22 @@ def _compiled_feed(mlp: Gated | CompiledMixture | nn.Module) -> tuple[TiledLinea
     return None
 
 
-def _layer_of(block: Any, window: int | None, dtype: torch.dtype) -> Layer:
+def _layer_of(block: Any, window: int | None, dtype: torch.dtype, rotated: Sequence[str]) -> Layer:
     part, mlp = block.self_attn, block.mlp
+    has_feed_norms = hasattr(block, "pre_feedforward_layernorm")
+    rotation = (rotated.index(part.layer_type) if rotated else 0) if getattr(part, "use_rope", True) else None
     return Layer(
         input_norm=_norm_of(block.input_layernorm, dtype),
         qkv=part.qkv,
         query_norm=_norm_of(part.q_norm, dtype) if hasattr(part, "q_norm") else None,
         key_norm=_norm_of(part.k_norm, dtype) if hasattr(part, "k_norm") else None,
         out=part.o_proj,
-        mlp_norm=_norm_of(block.post_attention_layernorm, dtype),
+        mlp_norm=_norm_of(block.pre_feedforward_layernorm if has_feed_norms else block.post_attention_layernorm, dtype),
         mlp=Gated(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn) if hasattr(mlp, "gate_proj") else _mixture_of(mlp),
-        scores=Scores(float(part.scaling), window, sinks=getattr(part, "sinks", None)),
+        scores=Scores(float(part.scaling), window, getattr(part, "attn_logit_softcapping", None), getattr(part, "sinks", None)),
+        attended_norm=_norm_of(block.post_attention_layernorm, dtype) if has_feed_norms else None,
+        fed_norm=_norm_of(block.post_feedforward_layernorm, dtype) if has_feed_norms else None,
+        rotation=rotation,
     )
 
 
@@ -241,7 +283,8 @@ def _mixture_of(mlp: Any) -> CompiledMixture | nn.Module:
 
 
 def _norm_of(module: Any, dtype: torch.dtype) -> Norm:
-    """In the dtype of the states: some models keep their norms in float32."""
-    weight = module.weight.detach().to(dtype).contiguous()
+    """In the dtype of the states: some models keep their norms in float32. Those of Gemma call their epsilon otherwise, and add 1."""
+    weight, is_gemma = module.weight.detach().to(dtype).contiguous(), hasattr(module, "eps")
     on_kernel = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    return Norm(weight, float(module.variance_epsilon), kernel() if on_kernel else None)
+    eps = float(module.eps if is_gemma else module.variance_epsilon)
+    return Norm(weight, eps, kernel() if on_kernel else None, float(is_gemma))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import SiLUActivation
+from transformers.activations import GELUTanh, SiLUActivation
 
 from app.engine import codepath, packing
 from app.engine.compiler import CompileError, library_path
@@ -46,8 +46,8 @@ from app.engine.structures import (
 
 log = logging.getLogger(__name__)
 
-ACTIVATIONS = {"none": 0, "swish": 1, "limited swish": 2, "limited plus one": 3}  # numbered as in csrc/kernels.h
-SWISH = nn.SiLU | SiLUActivation  # what torch and transformers have as "swish"
+ACTIVATIONS = {"none": 0, "swish": 1, "gelu": 2, "limited swish": 3, "limited plus one": 4}  # numbered as in csrc/kernels.h
+SWISH = nn.SiLU | SiLUActivation
 LOGIT_TYPES = (torch.bfloat16, torch.float32)
 BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
 KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.int8: 2}  # of rows and caches, numbered as in csrc/kernels.h
@@ -58,7 +58,7 @@ class Epilogue(NamedTuple):
 
     outputs: int
     bias: torch.Tensor | None = None  # [outputs, padded to whole blocks], float32
-    activation: str = "none"  # "none" or "swish"
+    activation: str = "none"  # "none", "swish" or "gelu"
     binary_op: str = "none"  # a key of BINARY_OPS
     operand: torch.Tensor | None = None  # [rows, outputs], bfloat16
     in_float32: bool = False  # the outputs; else in bfloat16
@@ -111,12 +111,12 @@ class Kernel:
             raise MemoryError("out of memory for a layer's activations")
         return out
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """Return the RMSNorm of `x` `[..., inputs]` in bfloat16 (arXiv 1910.07467)."""
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, shift: float = 0) -> torch.Tensor:
+        """Return the RMSNorm of `x` `[..., inputs]` in bfloat16 (arXiv 1910.07467), whose weights are `weight` + `shift`."""
         x = x.contiguous()
         out = torch.empty_like(x)
         rows, threads = x.numel() // x.shape[-1], torch.get_num_threads()
-        self._library.rms_norm(x.data_ptr(), rows, x.shape[-1], weight.data_ptr(), eps, out.data_ptr(), threads)
+        self._library.rms_norm(x.data_ptr(), rows, x.shape[-1], weight.data_ptr(), eps, shift, out.data_ptr(), threads)
         return out
 
     def attend_decode(self, batch: DecodeRows) -> torch.Tensor:
@@ -234,6 +234,12 @@ class Kernel:
         )
         self._library.token_statistics(args, torch.get_num_threads())
         return out
+
+
+def activation_of(module: nn.Module) -> str:
+    """The activation that is the module's; "none" if it is no such."""
+    is_gelu = isinstance(module, GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh")
+    return "swish" if isinstance(module, SWISH) else "gelu" if is_gelu else "none"
 
 
 def cache_args(keys: torch.Tensor, values: torch.Tensor) -> CacheArgs:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from app.engine import grouped, packing
 from app.engine.grouped import GROUP_FORMAT, GroupedEmbedding, GroupedLinear, GroupedWeights, GroupFormat
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, Int4Linear
-from app.engine.kernel import SWISH, Epilogue, Kernel, kernel
+from app.engine.kernel import Epilogue, Kernel, activation_of, kernel
 from app.engine.packing import PackedWeights
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class TiledLinear(nn.Module):
         self.bias = None if bias is None else packing.pad_bias(bias.detach(), kernel.columns)
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
-        """Apply the layer and then `activation`, "none" or "swish"."""
+        """Apply the layer and then `activation`, "none", "swish" or "gelu"."""
         return self.kernel.linear(x, self.packed, Epilogue(self.outputs, self.bias, activation, in_float32=self.in_float32))
 
     def combine(self, x: torch.Tensor, operand: torch.Tensor, binary_op: str) -> torch.Tensor:
@@ -77,7 +77,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """As `TiledLinear.forward`."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "tanh" if activation == "gelu" else "")
 
     def combine(self, x: torch.Tensor, operand: torch.Tensor, binary_op: str) -> torch.Tensor:
         """As `TiledLinear.combine`."""
@@ -224,8 +224,8 @@ def _error(result: torch.Tensor, expected: torch.Tensor) -> float:
 
 def gated_product(gate: nn.Module, up: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return act(gate(x)) * up(x), fused where the layers allow it."""
-    if isinstance(gate, FusedLinear) and isinstance(up, FusedLinear) and isinstance(act, SWISH):
-        return up.combine(x, gate(x, "swish"), "mul")
+    if isinstance(gate, FusedLinear) and isinstance(up, FusedLinear) and (name := activation_of(act)) != "none":
+        return up.combine(x, gate(x, name), "mul")
     return act(gate(x)).mul_(up(x))
 
 

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from app.engine import linear
 from app.engine.experts import Experts
 from app.engine.facts import AdapterFacts
-from app.engine.kernel import SWISH, Epilogue
+from app.engine.kernel import Epilogue, activation_of
 from app.engine.ledger import USABLE_SHARE, device_memory
 from app.engine.linear import FusedLinear, TiledLinear
 from app.errors import SetupError
@@ -117,7 +117,7 @@ class AdaptedLinear(nn.Module):
         if sum(len(x[rows]) for rows, _ in touched) == len(x):
             activated: torch.Tensor = act(self.add(self.base(x), x))
             return activated
-        out: torch.Tensor = self.base(x, "swish")
+        out: torch.Tensor = self.base(x, activation_of(act))
         for rows, change in touched:
             h = x[rows]
             out[rows] = act(self.base(h) + change(h))
@@ -131,7 +131,7 @@ def gated_product(gate: nn.Module, up: nn.Module, act: nn.Module, x: torch.Tenso
     """As `linear.gated_product`. Rows without an adapter are computed as there, bit for bit."""
     if not (isinstance(gate, AdaptedLinear) and isinstance(up, AdaptedLinear)):
         return linear.gated_product(gate, up, act, x)
-    if isinstance(gate.base, FusedLinear) and isinstance(up.base, FusedLinear) and isinstance(act, SWISH):
+    if isinstance(gate.base, FusedLinear) and isinstance(up.base, FusedLinear) and activation_of(act) != "none":
         gated = gate.activated(x, act)
         return up.add(up.base.combine(x, gated, "mul"), x, gated)
     product: torch.Tensor = act(gate(x)).mul_(up(x))

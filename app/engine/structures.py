@@ -147,12 +147,14 @@ class MixtureArgs(ctypes.Structure):
 
 class LayerArgs(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm")),
+        *((name, ctypes.c_void_p) for name in ("input_norm", "mlp_norm", "attended_norm", "fed_norm", "query_norm", "key_norm")),
         ("qkv", LinearArgs * 3),
         *((name, LinearArgs) for name in ("out", "gate", "up", "down")),
         ("mixture", ctypes.POINTER(MixtureArgs)),
         *((name, CacheArgs) for name in ("slots", "texts")),
         ("scores", ScoresArgs),
+        ("rotation", ctypes.c_int64),
+        ("activation", ctypes.c_int),
     )
 
 
@@ -164,12 +166,13 @@ class DecoderArgs(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.POINTER(LayerArgs)),
         *((name, ctypes.c_int64) for name in ("layer_count", "hidden", "heads", "kv_heads", "dim", "intermediate")),
-        ("eps", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("eps", "shift", "residual_scale")),
         ("norm", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "decodes", "spans")),
         *((name, ctypes.c_void_p) for name in ("pages", "firsts", "positions")),
         ("span", ctypes.POINTER(SpanArgs)),
-        *((name, ctypes.c_void_p) for name in ("cos", "sin", "x", "out")),
+        *((name, ctypes.c_void_p * 2) for name in ("cos", "sin")),
+        *((name, ctypes.c_void_p) for name in ("x", "out")),
     )
 
 
@@ -187,7 +190,7 @@ def declare(library: ctypes.CDLL) -> None:
     weights, groups, epilogue = (ctypes.POINTER(structure) for structure in (WeightsArgs, GroupedWeightsArgs, EpilogueArgs))
     library.linear.argtypes = [pointer, int64, int64, weights, epilogue, threads]
     library.linear_grouped.argtypes = [pointer, int64, int64, groups, epilogue, threads]
-    library.rms_norm.argtypes = [pointer, int64, int64, pointer, ctypes.c_float, pointer, threads]
+    library.rms_norm.argtypes = [pointer, int64, int64, pointer, ctypes.c_float, ctypes.c_float, pointer, threads]
     library.attend_decode.argtypes = [ctypes.POINTER(DecodeArgs), threads]
     library.attend_prefill.argtypes = [ctypes.POINTER(PrefillArgs), threads]
     library.write_cache.argtypes = [ctypes.POINTER(WriteArgs), threads]

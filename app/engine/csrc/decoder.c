@@ -5,13 +5,16 @@
 #include "mixture.h"
 
 typedef struct {
-    const bf16 *input_norm, *mlp_norm;  /* weights [hidden] */
-    const bf16 *query_norm, *key_norm;  /* weights [dim], or NULL */
+    const bf16 *input_norm, *mlp_norm;    /* weights [hidden] */
+    const bf16 *attended_norm, *fed_norm; /* the same, of what attention and feed-forward part give, before it is added; or NULL */
+    const bf16 *query_norm, *key_norm;    /* weights [dim], or NULL */
     Linear qkv[3]; /* queries, keys and values, one after the other: as one layer, or as several; the rest has no outputs */
     Linear out, gate, up, down;
     const Mixture *mixture; /* in place of gate, up and down; or NULL */
     Cache slots, texts;                 /* of the sequences that decode, and of a text that is scored; the first also of their prompts */
     Scores scores;
+    int64_t rotation; /* which of the step's cosines and sines; -1: it does not rotate */
+    int activation;   /* of the gate */
 } DecoderLayer;
 
 /* Rows [row, row + rows) of a step are consecutive positions from `start` on of one sequence. `first` says where its pages begin in the
@@ -23,13 +26,14 @@ typedef struct {
 typedef struct {
     const DecoderLayer *layers;
     int64_t layer_count, hidden, heads, kv_heads, dim, intermediate; /* the last of the layers that are no mixtures */
-    float eps; /* of the norms */
+    float eps, shift;     /* of the norms */
+    float residual_scale; /* of what is added to the states */
     const bf16 *norm; /* weights [hidden] of the last one */
     int64_t rows, decodes, spans; /* the decoding rows come first, then those of the spans */
     const int64_t *pages;              /* of all sequences, one after the other */
     const int64_t *firsts, *positions; /* [decodes]; as in DecodeArgs */
     const SpanRows *span;             /* [spans] */
-    const bf16 *cos, *sin;            /* [rows][dim]; the first half of sin is negated */
+    const bf16 *cos[2], *sin[2];      /* [rows][dim]; the first half of sin is negated */
     bf16 *x;                          /* [rows][hidden]: embeddings; changed */
     bf16 *out;                        /* [rows][hidden]: hidden states after the last norm */
 } DecoderArgs;
@@ -46,11 +50,11 @@ INLINE vec round_vec(vec x) {
 }
 
 /* Rotates queries and keys in place by their positions (RoPE, arXiv 2104.09864). dim / 2 is a multiple of LANES. */
-static void rotate(const DecoderArgs *args, bf16 *qkv, int64_t width, int threads) {
+static void rotate(const DecoderArgs *args, int64_t rotation, bf16 *qkv, int64_t width, int threads) {
     int64_t heads = args->heads + args->kv_heads, half = args->dim / 2;
 #pragma omp parallel for schedule(static) num_threads(threads) if (args->rows > 16)
     for (int64_t r = 0; r < args->rows; r++) {
-        const bf16 *cos = args->cos + r * args->dim, *sin = args->sin + r * args->dim;
+        const bf16 *cos = args->cos[rotation] + r * args->dim, *sin = args->sin[rotation] + r * args->dim;
         for (int64_t h = 0; h < heads; h++)
             for (int64_t i = 0; i < half; i += LANES) {
                 bf16 *left = qkv + r * width + h * args->dim + i, *right = left + half;
@@ -94,10 +98,10 @@ static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv,
     int64_t dim = args->dim, width = qkv_width(args);
     bf16 *key = qkv + args->heads * dim, *value = key + args->kv_heads * dim;
     for (int64_t r = 0; layer->query_norm && r < args->rows; r++) {
-        rms_norm(qkv + r * width, args->heads, dim, layer->query_norm, args->eps, qkv + r * width, 1);
-        rms_norm(key + r * width, args->kv_heads, dim, layer->key_norm, args->eps, key + r * width, 1);
+        rms_norm(qkv + r * width, args->heads, dim, layer->query_norm, args->eps, args->shift, qkv + r * width, 1);
+        rms_norm(key + r * width, args->kv_heads, dim, layer->key_norm, args->eps, args->shift, key + r * width, 1);
     }
-    rotate(args, qkv, width, threads);
+    if (layer->rotation >= 0) rotate(args, layer->rotation, qkv, width, threads);
     DecodeArgs decode = {qkv, key, value, width, width, width, layer->slots, args->pages, args->firsts, args->positions, args->decodes,
                          args->heads, args->kv_heads, dim, layer->scores, out, IN_BF16};
     int failed = args->decodes && attend_decode(&decode, threads);
@@ -105,20 +109,34 @@ static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv,
     return failed;
 }
 
+/* Applies `last` to x, and adds what it gives to args->x; with a norm or a scale by way of `given` [rows][hidden]. */
+static int add(const DecoderArgs *args, const Linear *last, const bf16 *x, const bf16 *norm, bf16 *given, int threads) {
+    int64_t rows = args->rows, hidden = args->hidden;
+    int plain = !norm && args->residual_scale == 1;
+    Epilogue end = {.binary_op = plain ? OP_ADD : OP_NONE, .operand = args->x, .out = plain ? args->x : given};
+    int failed = apply(last, x, rows, end, threads);
+    if (failed || plain) return failed;
+    if (norm) rms_norm(given, rows, hidden, norm, args->eps, args->shift, given, threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = r * hidden; i < (r + 1) * hidden; i += LANES)
+            store_bf16(args->x + i, load_bf16(args->x + i) + round_vec(load_bf16(given + i) * args->residual_scale));
+    return 0;
+}
+
 /* Replaces args->x by what the layer makes of it. */
 static int run_layer(const DecoderArgs *args, const DecoderLayer *layer, const Buffers *buffers, int threads) {
     int64_t rows = args->rows, hidden = args->hidden;
     bf16 *x = args->x, *normed = buffers->normed, *gated = buffers->gated;
-    Epilogue residual = {.binary_op = OP_ADD, .operand = x, .out = x},
-             activated = {.activation = ACTIVATION_SWISH, .out = gated}, product = {.binary_op = OP_MUL, .operand = gated, .out = gated};
-    rms_norm(x, rows, hidden, layer->input_norm, args->eps, normed, threads);
+    Epilogue activated = {.activation = layer->activation, .out = gated}, product = {.binary_op = OP_MUL, .operand = gated, .out = gated};
+    rms_norm(x, rows, hidden, layer->input_norm, args->eps, args->shift, normed, threads);
     if (apply_qkv(layer, normed, rows, buffers->qkv, qkv_width(args), threads) || attend(args, layer, buffers->qkv, buffers->attended, threads) ||
-        apply(&layer->out, buffers->attended, rows, residual, threads))
+        add(args, &layer->out, buffers->attended, layer->attended_norm, normed, threads))
         return 1;
-    rms_norm(x, rows, hidden, layer->mlp_norm, args->eps, normed, threads);
+    rms_norm(x, rows, hidden, layer->mlp_norm, args->eps, args->shift, normed, threads);
     if (layer->mixture) return run_mixture(layer->mixture, normed, rows, x, x, threads);
     return apply(&layer->gate, normed, rows, activated, threads) || apply(&layer->up, normed, rows, product, threads) ||
-           apply(&layer->down, gated, rows, residual, threads);
+           add(args, &layer->down, gated, layer->fed_norm, normed, threads);
 }
 
 /* Returns 0, or 1 if it cannot allocate memory. */
@@ -134,7 +152,7 @@ int run_decoder(const DecoderArgs *args, int threads) {
     Buffers buffers = {parts[0], parts[1], parts[2], parts[3]};
     int failed = 0;
     for (int64_t layer = 0; layer < args->layer_count && !failed; layer++) failed = run_layer(args, args->layers + layer, &buffers, threads);
-    if (!failed) rms_norm(args->x, args->rows, args->hidden, args->norm, args->eps, args->out, threads);
+    if (!failed) rms_norm(args->x, args->rows, args->hidden, args->norm, args->eps, args->shift, args->out, threads);
     free(memory);
     return failed;
 }

@@ -19,6 +19,7 @@ INLINE void store_halves(bf16 *target, vec x, int64_t count) {
 INLINE vec activate(vec x, const Epilogue *epilogue) {
     vec limit = broadcast(epilogue->limit);
     if (epilogue->activation == ACTIVATION_SWISH) return swish(x, 1);
+    if (epilogue->activation == ACTIVATION_GELU) return x / 2 * (1 + tanh_vec(x * (0.797884561f + 0.0356774081f * x * x)));
     x = vec_min(limit, x);
     if (epilogue->activation == ACTIVATION_LIMITED_SWISH) return swish(x, epilogue->steepness);
     return vec_max(-limit, x) + 1;

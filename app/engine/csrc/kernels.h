@@ -3,9 +3,9 @@
 #define KERNELS_H
 #include "vectors.h"
 
-/* What is applied to a linear layer's float32 sums before they are written. The last two are GPT-OSS's, with `steepness` and `limit`: the
+/* What is applied to a linear layer's float32 sums before they are written. GELU is the approximation by tanh. The last two are GPT-OSS's, with `steepness` and `limit`: the
  * swish of min(x, limit) with x / (1 + e^(-steepness x)), and 1 + x, where x is kept within the limit. */
-enum { ACTIVATION_NONE, ACTIVATION_SWISH, ACTIVATION_LIMITED_SWISH, ACTIVATION_LIMITED_PLUS_ONE };
+enum { ACTIVATION_NONE, ACTIVATION_SWISH, ACTIVATION_GELU, ACTIVATION_LIMITED_SWISH, ACTIVATION_LIMITED_PLUS_ONE };
 enum { OP_NONE, OP_MUL, OP_ADD };
 
 typedef struct {
@@ -91,7 +91,7 @@ int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, 
 int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWeights *weights, const Epilogue *epilogue, int threads);
 int has_dot_products(void);
 void linear_by_dot_products(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Epilogue *epilogue, int threads);
-void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, float eps, bf16 *out, int threads);
+void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, float eps, float shift, bf16 *out, int threads);
 void write_cache(const WriteArgs *args, int threads);
 int attend_decode(const DecodeArgs *args, int threads);
 int attend_prefill(const PrefillArgs *args, int threads);

@@ -4,8 +4,8 @@
 #define MAX_HEAD_DIM 256
 #define PART_TOKENS 512 /* of a sequence, which threads read at the same time; where a part begins depends on nothing beside its row */
 
-/* x / sqrt(mean(x^2) + eps) * weight for each row [inputs] (RMSNorm, arXiv 1910.07467). */
-void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, float eps, bf16 *out, int threads) {
+/* x / sqrt(mean(x^2) + eps) * (shift + weight) for each row [inputs] (RMSNorm, arXiv 1910.07467). */
+void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, float eps, float shift, bf16 *out, int threads) {
     int64_t vector_inputs = inputs / LANES * LANES, tail_bytes = (inputs - vector_inputs) * sizeof(bf16);
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * inputs > 1 << 17)
     for (int64_t r = 0; r < rows; r++) {
@@ -17,8 +17,8 @@ void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, f
         for (int64_t i = 0; i < vector_inputs; i += LANES) squares += load_bf16(in + i) * load_bf16(in + i);
         float scale = 1 / __builtin_sqrtf(sum_lanes(squares + load_bf16(last) * load_bf16(last)) / inputs + eps);
         for (int64_t i = 0; i < vector_inputs; i += LANES)
-            store_bf16(out + r * inputs + i, load_bf16(in + i) * scale * load_bf16(weight + i));
-        store_bf16(edge, load_bf16(last) * scale * load_bf16(last_weight));
+            store_bf16(out + r * inputs + i, load_bf16(in + i) * scale * (shift + load_bf16(weight + i)));
+        store_bf16(edge, load_bf16(last) * scale * (shift + load_bf16(last_weight)));
         memcpy(out + r * inputs + vector_inputs, edge, tail_bytes);
     }
 }
