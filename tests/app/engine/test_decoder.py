@@ -99,6 +99,22 @@ def test_one_call_equals_its_parts(flat: FlatModel, monkeypatch: pytest.MonkeyPa
         assert torch.equal(whole, parts)
 
 
+def test_rows_beside_others_with_an_adapter_are_what_they_are_without(flat: FlatModel) -> None:
+    shapes, generator = flat.adapters.shapes, torch.Generator().manual_seed(0)
+    weights = {
+        name: (0.05 * torch.randn(4, inputs, generator=generator), 0.05 * torch.randn(outputs, 4, generator=generator))
+        for name, (outputs, inputs) in shapes.layers.items()
+        if name != shapes.head
+    }
+    spans = [Span(0, 20, 0, range(PAGES)), Span(20, 40, 0, range(PAGES, 2 * PAGES))]
+    step = list(range(20, 60)), [*range(20)] * 2, layout_of([], spans, PAGE_TOKENS, torch.device("cpu"))
+    without = flat.forward(*step)
+    flat.adapters.add("other", flat.adapters.prepare(weights))
+    beside = flat.forward(*step, {"other": range(20, 40)})
+    flat.adapters.remove("other")
+    assert torch.equal(beside[:20], without[:20]) and not torch.equal(beside[20:], without[20:])
+
+
 def test_it_is_the_same_wherever_the_pages_lie(flat: FlatModel) -> None:
     scattered = random.Random(0).sample(range(4 * PAGES), 4 * PAGES)
     for states, same in zip(hidden_states(flat, scattered), hidden_states(flat), strict=True):
