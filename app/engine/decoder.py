@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.kernel import ACTIVATIONS, Kernel, cache_args, scores_args
+from app.engine.kernel import Kernel
 from app.engine.keyvalues import KeyValues
 from app.engine.layout import Layout
 from app.engine.linear import TiledLinear
 from app.engine.mixture import CompiledMixture, linear_args
 from app.engine.rows import MAX_HEAD_DIM
 from app.engine.scores import Scores
-from app.engine.structures import CacheArgs, DecoderArgs, LayerArgs, LinearArgs, SpanArgs
+from app.engine.structures import ACTIVATIONS, CacheArgs, DecoderArgs, LayerArgs, LinearArgs, SpanArgs, cache_args, scores_args
 
 NOT_ROTATED = -1
 NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not cached

@@ -26,31 +26,32 @@ from app.engine.packing import PackedWeights
 from app.engine.rows import DecodeRows, PrefillRows, dense
 from app.engine.scores import Scores
 from app.engine.structures import (
-    CacheArgs,
+    ACTIVATIONS,
+    BINARY_OPS,
+    KINDS,
     DecodeArgs,
     DecoderArgs,
     EpilogueArgs,
     ExpertsArgs,
-    GroupedWeightsArgs,
     MixtureArgs,
     PrefillArgs,
     RoundingArgs,
     SamplingArgs,
     SamplingRowArgs,
-    ScoresArgs,
     StatisticsArgs,
-    WeightsArgs,
     WriteArgs,
+    address,
+    cache_args,
     declare,
+    groups_args,
+    scores_args,
+    weights_args,
 )
 
 log = logging.getLogger(__name__)
 
-ACTIVATIONS = {"none": 0, "swish": 1, "gelu": 2, "limited swish": 3, "limited plus one": 4}  # numbered as in csrc/kernels.h
 SWISH = nn.SiLU | SiLUActivation
 LOGIT_TYPES = (torch.bfloat16, torch.float32)
-BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
-KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.int8: 2}  # of rows and caches, numbered as in csrc/kernels.h
 
 
 class Epilogue(NamedTuple):
@@ -93,10 +94,10 @@ class Kernel:
         out = torch.empty(*x.shape[:-1], epilogue.outputs, dtype=torch.float32 if epilogue.in_float32 else torch.bfloat16)
         operand = None if epilogue.operand is None else epilogue.operand.contiguous()
         end = EpilogueArgs(
-            _address(epilogue.bias),
+            address(epilogue.bias),
             ACTIVATIONS[epilogue.activation],
             BINARY_OPS[epilogue.binary_op],
-            _address(operand),
+            address(operand),
             out.data_ptr(),
             epilogue.outputs,
             epilogue.outputs,
@@ -156,7 +157,7 @@ class Kernel:
             *(part.data_ptr() for part in (query, key, value)),
             query.stride(0),
             *(part.stride(axis) for part in (key, value) for axis in (tokens, head)),
-            _address(batch.pages),
+            address(batch.pages),
             *(key.stride(0), key.shape[2]),
             *(rows, batch.start, heads, key.shape[1], dim),
             scores_args(batch.scores, dim, sinks),
@@ -174,7 +175,7 @@ class Kernel:
             *(part.data_ptr() for part in (key, value)),
             *(part.stride(0) for part in (key, value)),
             cache_args(keys, values),
-            _address(batch.pages),
+            address(batch.pages),
             *(batch.start, rows, kv_heads, dim),
             KINDS[key.dtype],
         )
@@ -230,7 +231,7 @@ class Kernel:
         observer_stride = 0 if observer_logits is None else observer_logits.stride(0)
         sizes = (logits.stride(0), observer_stride, len(logits), vocabulary)
         args = StatisticsArgs(
-            logits.data_ptr(), _address(observer_logits), *sizes, targets.data_ptr(), out.data_ptr(), logits.dtype == torch.float32
+            logits.data_ptr(), address(observer_logits), *sizes, targets.data_ptr(), out.data_ptr(), logits.dtype == torch.float32
         )
         self._library.token_statistics(args, torch.get_num_threads())
         return out
@@ -242,32 +243,8 @@ def activation_of(module: nn.Module) -> str:
     return "swish" if isinstance(module, SWISH) else "gelu" if is_gelu else "none"
 
 
-def cache_args(keys: torch.Tensor, values: torch.Tensor) -> CacheArgs:
-    """Keys and values `[pages, kv_heads, page, elements of a head]` of one layer, with the same strides."""
-    return CacheArgs(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], keys.shape[2], KINDS[keys.dtype])
-
-
-def scores_args(scores: Scores, dim: int, sinks: torch.Tensor | None = None) -> ScoresArgs:
-    """For heads of `dim` values. `sinks`: those of the scores in float32, contiguous, kept by the caller."""
-    return ScoresArgs(dim**-0.5 if scores.scale is None else scores.scale, scores.cap or 0, _address(sinks), scores.window or 0)
-
-
 def _sinks_of(scores: Scores) -> torch.Tensor | None:
     return None if scores.sinks is None else scores.sinks.float().contiguous()
-
-
-def weights_args(weights: PackedWeights) -> WeightsArgs:
-    """For weights that are not grouped."""
-    return WeightsArgs(weights.data.data_ptr())
-
-
-def groups_args(weights: PackedWeights) -> GroupedWeightsArgs:
-    size, planes = 1 << weights.log2_group, weights.input_bits // 8
-    return GroupedWeightsArgs(weights.data.data_ptr(), _address(weights.table), weights.bits, size, planes, weights.weight_scale)
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 @cache

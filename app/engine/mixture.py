@@ -11,9 +11,8 @@ import torch
 
 from app.engine import packing
 from app.engine.experts import Expert, Experts, Gating
-from app.engine.kernel import ACTIVATIONS, BINARY_OPS, groups_args, weights_args
 from app.engine.linear import TiledLinear
-from app.engine.structures import EpilogueArgs, ExpertsArgs, LinearArgs, MixtureArgs
+from app.engine.structures import ACTIVATIONS, BINARY_OPS, EpilogueArgs, ExpertsArgs, LinearArgs, MixtureArgs, groups_args, weights_args
 
 Parts = tuple[TiledLinear, TiledLinear, TiledLinear]  # gate, up and down of an expert
 

@@ -1,8 +1,17 @@
 """The C structures of `csrc` that Python fills: each has the fields of its namesake in a header or source there, in their order.
-`declare` gives the functions that take them their types.
+`declare` gives the functions that take them their types. Tensors that are pointed at are the caller's to keep.
 """
 
 import ctypes
+
+import torch
+
+from app.engine.packing import PackedWeights
+from app.engine.scores import Scores
+
+ACTIVATIONS = {"none": 0, "swish": 1, "gelu": 2, "limited swish": 3, "limited plus one": 4}  # numbered as in csrc/kernels.h
+BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
+KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.int8: 2}  # of rows and caches, numbered as in csrc/kernels.h
 
 
 class CacheArgs(ctypes.Structure):
@@ -182,6 +191,30 @@ class RoundingArgs(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "inputs")),
         *((name, ctypes.c_int) for name in ("bits", "kind")),
     )
+
+
+def cache_args(keys: torch.Tensor, values: torch.Tensor) -> CacheArgs:
+    """Keys and values `[pages, kv_heads, page, elements of a head]` of one layer, with the same strides."""
+    return CacheArgs(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], keys.shape[2], KINDS[keys.dtype])
+
+
+def scores_args(scores: Scores, dim: int, sinks: torch.Tensor | None = None) -> ScoresArgs:
+    """For heads of `dim` values. `sinks`: those of the scores in float32, contiguous, kept by the caller."""
+    return ScoresArgs(dim**-0.5 if scores.scale is None else scores.scale, scores.cap or 0, address(sinks), scores.window or 0)
+
+
+def weights_args(weights: PackedWeights) -> WeightsArgs:
+    """For weights that are not grouped."""
+    return WeightsArgs(weights.data.data_ptr())
+
+
+def groups_args(weights: PackedWeights) -> GroupedWeightsArgs:
+    size, planes = 1 << weights.log2_group, weights.input_bits // 8
+    return GroupedWeightsArgs(weights.data.data_ptr(), address(weights.table), weights.bits, size, planes, weights.weight_scale)
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def declare(library: ctypes.CDLL) -> None:
