@@ -71,7 +71,7 @@ class SlotAttention:
         layout = None if self.layout is None else self.layout.on(query.device)
         if layout is None or self.is_flash:
             return self._attend_by_flash(layer, (query, key, value), self.running_calls(query.device), scores)
-        if self.slots.dtype == torch.int8:
+        if query.device.type == "cpu":  # as the kernel reads them: a row is computed there or by torch, whatever stands beside it
             query, key, value = dense(query), dense(key), dense(value)
         count = layout.decodes
         decoded = self._decode_compiled(layer, layout, (query[:count], key[:count], value[:count]), scores) if count else None

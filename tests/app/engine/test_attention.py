@@ -1,15 +1,24 @@
-"""The KV cache takes memory as it is used, and no longer than its model is there."""
+"""The KV cache takes memory as it is used, and no longer than its model is there; no row depends on those beside it."""
 
+import copy
 import gc
+import itertools
 import weakref
 
 import psutil
+import pytest
 import torch
+from driving import kernel_or_skip
+from gguf_families import FAMILIES, create_model
 from tinymodels import tiny
 
 from app.engine.capacity import CacheLimits
 from app.engine.conversion import create_flat_model
+from app.engine.experts import separate_experts
 from app.engine.keyvalues import KeyValues
+from app.engine.layout import Span, layout_of
+
+KINDS = [name for name in FAMILIES if "-" not in name or name in ("phi4-mini", "command-r", "gpt-oss")]  # others differ in their rotation
 
 
 def test_a_cache_on_a_cpu_takes_memory_only_where_it_is_written() -> None:
@@ -28,3 +37,33 @@ def test_a_cache_goes_with_its_model() -> None:
     del flat
     gc.collect()
     assert cache() is None
+
+
+@pytest.mark.parametrize("name", [*KINDS, "GPTNeoX", "Phi", "GPT2", "OPT"])
+def test_a_row_is_the_same_alone_and_beside_others(name: str) -> None:
+    """Prompts in one piece and in several, and decoding rows, whatever the model's own forward makes of queries, keys and values."""
+    kernel_or_skip()
+    model = copy.deepcopy(tiny(name)) if name not in FAMILIES else create_model(FAMILIES[name])
+    separate_experts(model)
+    flat = create_flat_model(model.bfloat16(), CacheLimits(slots=4, context=60))
+    ids, size, device = [(31 * index * index + 7) % 100 + 2 for index in range(50)], flat.page_tokens, torch.device("cpu")
+    own = [range(slot * flat.context_pages, (slot + 1) * flat.context_pages) for slot in range(4)]
+
+    def prompt(*spans: tuple[int, int, int]) -> torch.Tensor:
+        """Hidden states of rows of several sequences: slot, first position, end."""
+        places = [(slot, position) for slot, start, end in spans for position in range(start, end)]
+        starts = itertools.accumulate((end - start for _, start, end in spans), initial=0)
+        parts = [Span(row, row + end - start, start, own[slot]) for row, (slot, start, end) in zip(starts, spans, strict=False)]
+        row_ids = [ids[(7 * slot + position) % 50] for slot, position in places]
+        return flat.forward(row_ids, [position for _, position in places], layout_of([], parts, size, device))
+
+    def decode(*rows: tuple[int, int]) -> torch.Tensor:
+        layout = layout_of([(own[slot], position) for slot, position in rows], [], size, device)
+        return flat.forward([ids[slot + position] for slot, position in rows], [position for _, position in rows], layout)
+
+    together = prompt((0, 0, 9), (1, 0, 33), (2, 0, 20))
+    whole = [prompt((0, 0, 9)), prompt((1, 0, 33)), prompt((2, 0, 20))]
+    pieces = [prompt((1, start, min(33, start + 5))) for start in range(0, 33, 5)]
+    assert torch.equal(together, torch.cat(whole)) and torch.equal(torch.cat(pieces), whole[1])
+    rows = [(0, 9), (1, 33), (2, 20)]
+    assert torch.equal(decode(*rows), torch.cat([decode(row) for row in rows]))
