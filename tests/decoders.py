@@ -12,6 +12,7 @@ from transformers import (
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     MixtralConfig,
     PreTrainedModel,
@@ -36,6 +37,7 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": CONTEXT,
 }
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 64}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 50, "llama_4_scaling_beta": 0.3}
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE),
     "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
@@ -51,6 +53,7 @@ CONFIGS = {
         **SHAPE, query_pre_attn_scalar=20, layer_types=["sliding_attention", "full_attention", "sliding_attention"], sliding_window=40
     ),
     "granite": GraniteConfig(**SHAPE, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.1),
+    "ministral3": Ministral3Config(**SHAPE, rope_parameters=YARN),
     "seed_oss": SeedOssConfig(**SHAPE),
     "smollm3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0, 1], pad_token_id=None),
     "gpt_oss": GptOssConfig(**SHAPE, swiglu_limit=0.9, num_local_experts=6, num_experts_per_tok=3, sliding_window=40),

@@ -84,11 +84,13 @@ class CompiledDecoder:
         self._args = DecoderArgs(layers, *sizes, shape.eps, shape.shift, shape.residual_scale, self._norm.data_ptr())
         self._referenced += [layers, slots, texts]
 
-    def __call__(self, x: torch.Tensor, rotations: Sequence[tuple[torch.Tensor, torch.Tensor]], layout: Layout) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, rotations: Sequence[tuple[torch.Tensor, torch.Tensor]], query_scale: torch.Tensor | None, layout: Layout
+    ) -> torch.Tensor:
         """Compute hidden states `[rows, hidden]` of embeddings `x` `[rows, hidden]`, which are changed.
 
-        `rotations`, at most two, are cosines and sines `[rows, dim]`, the first half of the latter negated. All bfloat16 and contiguous.
-        Raises `MemoryError`.
+        `rotations`, at most two, are cosines and sines `[rows, dim]`, the first half of the latter negated; `query_scale` `[rows]`
+        multiplies rotated queries. All bfloat16 and contiguous. Raises `MemoryError`.
         """
         assert self._args is not None
         args, out = self._args, torch.empty_like(x)
@@ -102,6 +104,7 @@ class CompiledDecoder:
         args.span = (SpanArgs * len(spans))(*spans)
         for index, (cos, sin) in enumerate(rotations):
             args.cos[index], args.sin[index] = cos.data_ptr(), sin.data_ptr()
+        args.query_scale = None if query_scale is None else query_scale.data_ptr()
         args.x, args.out = x.data_ptr(), out.data_ptr()
         for mixture in self._mixtures:
             mixture.follow_routes(len(x))

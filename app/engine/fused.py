@@ -22,7 +22,7 @@ from app.engine.mixture import CompiledExperts, CompiledMixture, Router, create_
 from app.engine.scores import Scores
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"})
-SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | {"gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "seed_oss", "smollm3"}
+SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | {"gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "ministral3", "seed_oss", "smollm3"}
 ADAPTED_PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.o_proj",)}
 # of a `Layer`: the model's own layers that became it; and of a `Gated`
 ADAPTED_MLP_PARTS = {"gate": ("mlp.gate_proj",), "up": ("mlp.up_proj",), "down": ("mlp.down_proj",)}
@@ -104,6 +104,7 @@ class FusedDecoder:
         self.dtype: torch.dtype = base.dtype
         self.norm = _norm_of(base.norm, self.dtype)
         self.rotated = [str(each) for each in getattr(self.rotary, "layer_types", [])]  # the kinds of layers with rotations of their own
+        self.scaled_from, self.scaled_by = _query_scaling(config)
         self.embedding_scale, self.residual_scale = (
             float(getattr(config, name, 1)) for name in ("embedding_multiplier", "residual_multiplier")
         )
@@ -138,17 +139,18 @@ class FusedDecoder:
         if self.embedding_scale != 1:
             x = x * self.embedding_scale
         rotations = [self._rotation(x, positions, kind) for kind in self.rotated or [""]]
+        scale = None if self.scaled_by is None else (1 + self.scaled_by * torch.log(1 + positions // self.scaled_from)).to(x.dtype)
         if self.on_cuda is not None and not adapted:
             return self.on_cuda(x, *rotations[0])
         if self.compiled is not None and self.attention.layout is not None and not adapted:
             if not self.compiled.is_bound:
                 self.compiled.bind_cache(self.attention.slots, self.attention.texts)
-            return self.compiled(x, rotations, self.attention.layout)
+            return self.compiled(x, rotations, scale, self.attention.layout)
         for index, layer in enumerate(self.adapted if adapted else self.layers):
             if x.device != (card := layer.input_norm.weight.device):  # of a model that is divided among cards
                 x = x.to(card, non_blocking=True)
                 rotations = [(cos.to(card, non_blocking=True), sin.to(card, non_blocking=True)) for cos, sin in rotations]
-            attended = self._attend(index, layer, layer.input_norm(x), rotations)
+            attended = self._attend(index, layer, layer.input_norm(x), rotations, scale)
             x = self._add(layer.out, attended, x, layer.attended_norm)
             x = self._feed(layer, layer.mlp_norm(x), x)
         return self.norm(x.to(self.norm.weight.device))
@@ -161,7 +163,9 @@ class FusedDecoder:
         sin[..., : self.dim // 2].neg_()  # so that `torch.roll` can stand for rotate_half
         return cos, sin
 
-    def _attend(self, index: int, layer: Layer, h: torch.Tensor, rotations: Sequence[Rotation]) -> torch.Tensor:
+    def _attend(
+        self, index: int, layer: Layer, h: torch.Tensor, rotations: Sequence[Rotation], query_scale: torch.Tensor | None
+    ) -> torch.Tensor:
         rotated_heads = self.heads + self.kv_heads
         qkv = layer.qkv(h).view(len(h), rotated_heads + self.kv_heads, self.dim)
         qk = qkv[:, :rotated_heads]
@@ -172,6 +176,8 @@ class FusedDecoder:
             cos, sin = rotations[layer.rotation]
             qk = torch.addcmul(qk * cos[:, None], torch.roll(qk, self.dim // 2, -1), sin[:, None])
         query, key, value = qk[:, : self.heads], qk[:, self.heads :], qkv[:, rotated_heads:]
+        if query_scale is not None:
+            query = query * query_scale[:, None, None]
         out = self.attention.attend(index, query, key, value, layer.scores)
         return out.reshape(len(h), self.heads * self.dim)
 
@@ -280,6 +286,15 @@ def _mixture_of(mlp: Any) -> CompiledMixture | nn.Module:
         whole: nn.Module = mlp
         return whole
     return CompiledMixture(router, mlp.experts, compiled)
+
+
+def _query_scaling(config: Any) -> tuple[int, float | None]:
+    """Queries at positions from n times the first number on are multiplied by 1 + b log(1 + n), b being the second: Ministral 3's, from
+    Llama 4. None: they are not.
+    """
+    rope = config.rope_parameters
+    is_scaled = config.model_type == "ministral3" and rope.get("llama_4_scaling_beta")
+    return (int(rope["original_max_position_embeddings"]), float(rope["llama_4_scaling_beta"])) if is_scaled else (1, None)
 
 
 def _norm_of(module: Any, dtype: torch.dtype) -> Norm:

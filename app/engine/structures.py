@@ -181,7 +181,7 @@ class DecoderArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("pages", "firsts", "positions")),
         ("span", ctypes.POINTER(SpanArgs)),
         *((name, ctypes.c_void_p * 2) for name in ("cos", "sin")),
-        *((name, ctypes.c_void_p) for name in ("x", "out")),
+        *((name, ctypes.c_void_p) for name in ("query_scale", "x", "out")),
     )
 
 

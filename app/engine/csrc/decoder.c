@@ -34,6 +34,7 @@ typedef struct {
     const int64_t *firsts, *positions; /* [decodes]; as in DecodeArgs */
     const SpanRows *span;             /* [spans] */
     const bf16 *cos[2], *sin[2];      /* [rows][dim]; the first half of sin is negated */
+    const bf16 *query_scale;          /* [rows], of rotated queries; or NULL */
     bf16 *x;                          /* [rows][hidden]: embeddings; changed */
     bf16 *out;                        /* [rows][hidden]: hidden states after the last norm */
 } DecoderArgs;
@@ -43,25 +44,35 @@ typedef struct {
     bf16 *normed, *qkv, *attended, *gated; /* [rows][...] of hidden, qkv's outputs, heads * dim, intermediate */
 } Buffers;
 
+/* One number in all lanes. */
+INLINE vec load_bf16_once(const bf16 *source) {
+    union { uint32_t bits; float number; } widened = {(uint32_t)*source << 16};
+    return broadcast(widened.number);
+}
+
 /* Rounds to bfloat16 and back. */
 INLINE vec round_vec(vec x) {
     uint_vec bits = (uint_vec)x;
     return (vec)((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000);
 }
 
-/* Rotates queries and keys in place by their positions (RoPE, arXiv 2104.09864). dim / 2 is a multiple of LANES. */
+/* Rotates queries and keys in place by their positions (RoPE, arXiv 2104.09864), and scales the queries. dim / 2 is a multiple of LANES. */
 static void rotate(const DecoderArgs *args, int64_t rotation, bf16 *qkv, int64_t width, int threads) {
     int64_t heads = args->heads + args->kv_heads, half = args->dim / 2;
 #pragma omp parallel for schedule(static) num_threads(threads) if (args->rows > 16)
     for (int64_t r = 0; r < args->rows; r++) {
         const bf16 *cos = args->cos[rotation] + r * args->dim, *sin = args->sin[rotation] + r * args->dim;
-        for (int64_t h = 0; h < heads; h++)
+        vec scale = broadcast(1);
+        if (args->query_scale) scale = load_bf16_once(args->query_scale + r);
+        for (int64_t h = 0; h < heads; h++) {
+            if (h == args->heads) scale = broadcast(1);
             for (int64_t i = 0; i < half; i += LANES) {
                 bf16 *left = qkv + r * width + h * args->dim + i, *right = left + half;
                 vec x = load_bf16(left), y = load_bf16(right);
-                store_bf16(left, round_vec(x * load_bf16(cos + i)) + y * load_bf16(sin + i));
-                store_bf16(right, round_vec(y * load_bf16(cos + half + i)) + x * load_bf16(sin + half + i));
+                store_bf16(left, round_vec(round_vec(x * load_bf16(cos + i)) + y * load_bf16(sin + i)) * scale);
+                store_bf16(right, round_vec(round_vec(y * load_bf16(cos + half + i)) + x * load_bf16(sin + half + i)) * scale);
             }
+        }
     }
 }
 

@@ -37,7 +37,7 @@ def mixed_model(config: Any) -> PreTrainedModel:
 
 
 MIXED = "mixed"
-ONCE = ("gemma", "gemma2", "gemma3", "granite", "seed_oss", "smollm3")  # what is theirs lies between the products
+ONCE = ("gemma", "gemma2", "gemma3", "granite", "ministral3", "seed_oss", "smollm3")  # what is theirs lies between the products
 CASES = [(name, scheme, "auto") for name in CONFIGS for scheme in (("int4",) if name in ONCE else ("none", "int8", "int4"))]
 CASES += [(name, "none", "int8") for name in ("llama", "qwen3", "mistral", "gpt_oss")]
 CASES += [(name, MIXED, "auto") for name in ("llama with biases", "qwen3", "gpt_oss")]
