@@ -22,6 +22,7 @@ from app.engine.mixture import CompiledExperts, CompiledMixture, Router, create_
 from app.engine.scores import Scores
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"})
+# cudadecoder.py knows only the former.
 SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | {"gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "ministral3", "seed_oss", "smollm3"}
 ADAPTED_PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.o_proj",)}
 # of a `Layer`: the model's own layers that became it; and of a `Gated`
@@ -30,10 +31,8 @@ Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of a step's po
 OnCuda = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # see `cudadecoder.CudaDecoder`
 MLP_PARTS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate", "experts"}, {"router", "experts"})
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-FEED_NORMS = {
-    "pre_feedforward_layernorm",
-    "post_feedforward_layernorm",
-}  # of Gemma 2 and 3, in which the norm above is of what attention gives
+# Gemma 2 and 3 have these, too; their post_attention_layernorm is of what the attention gives.
+FEED_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 
 
 @dataclass(frozen=True, slots=True)

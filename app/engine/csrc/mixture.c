@@ -52,19 +52,18 @@ static void choose(const Mixture *args, const float *logits, int64_t *numbers, f
     for (int64_t i = 0; i < count; i++) shares[i] /= sum;
 }
 
-/* Adds up what a row's experts gave, `computed` at the `places` of them, and the residual. */
+/* Adds up what a row's experts gave, which lies in `computed` at these `places`, by their shares, and the residual. */
 static void add_up(const bf16 *computed, const int64_t *places, const float *shares, int64_t chosen, int64_t hidden, const bf16 *residual,
                    bf16 *out) {
     for (int64_t i = 0; i < hidden; i += LANES) {
         vec sum = {0};
         for (int64_t c = 0; c < chosen; c++) sum += shares[c] * load_bf16(computed + places[c] * hidden + i);
-        if (residual) sum += load_bf16(residual + i);
-        store_bf16(out + i, sum);
+        store_bf16(out + i, sum + load_bf16(residual + i));
     }
 }
 
-/* Computes rows x [rows][hidden] and adds the `residual` [rows][hidden], which may be NULL, or `out` itself. `hidden` is a multiple of
- * COLUMNS. Returns 0, or 1 if it cannot allocate memory. */
+/* Computes rows x [rows][hidden] and adds the `residual` [rows][hidden], which may be `out` itself. `hidden` is a multiple of COLUMNS.
+ * Returns 0, or 1 if it cannot allocate memory. */
 int run_mixture(const Mixture *args, const bf16 *x, int64_t rows, const bf16 *residual, bf16 *out, int threads) {
     Experts experts = args->experts;
     int64_t chosen = args->chosen, hidden = experts.hidden, total = rows * chosen;
@@ -94,7 +93,7 @@ int run_mixture(const Mixture *args, const bf16 *x, int64_t rows, const bf16 *re
     if (!failed) failed = run_experts(&experts, threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
     for (int64_t r = 0; r < (failed ? 0 : rows); r++)
-        add_up(computed, places + r * chosen, shares + r * chosen, chosen, hidden, residual ? residual + r * hidden : NULL, out + r * hidden);
+        add_up(computed, places + r * chosen, shares + r * chosen, chosen, hidden, residual + r * hidden, out + r * hidden);
     free(memory);
     return failed;
 }
