@@ -1,4 +1,4 @@
-// What becomes of the page when its server leaves. Knows no chat, only the boxes in which somebody types.
+// What becomes of the page when its server leaves. Knows of the chat only the boxes in which somebody types, and that a question may be edited.
 // Gradio's client hears of all its calls on one stream of server-sent events, and opens another only after the message close_stream. A stream that broke
 // without it would leave every later call without an answer. So it gets its end here: a message at which calls in progress end, and Gradio says that the
 // connection was lost and loads the page anew when a server is there, and then close_stream.
@@ -11,6 +11,7 @@ window.litmus ??= {};
     const QUESTION = "#message textarea";
     const BOXES = [QUESTION, "#score-text textarea", "#compare-prompt textarea"];
     const TYPED = "litmus-typed"; // in sessionStorage: what stood in the boxes when the server was lost
+    const WRITING = "litmus-writing"; // in sessionStorage: which question was edited then, and whether the focus was in its box
     const RESTORE_MS = 300;
     const SETTLED = 5; // looks at a box that has kept its text: Gradio makes a box when its tab is first opened, and may empty it once more
     litmus.silence_ms = 60_000; // longer than four heartbeats of Gradio's server
@@ -92,7 +93,19 @@ window.litmus ??= {};
         box.dispatchEvent(new Event("input", { bubbles: true }));
     };
 
-    const typed = JSON.parse(sessionStorage.getItem(TYPED) ?? "{}"); // text by box
+    function stored(key) {
+        try {
+            return JSON.parse(sessionStorage.getItem(key)) ?? {};
+        } catch {
+            return {};
+        }
+    }
+
+    const isKept = ([box, text]) => BOXES.includes(box) && typeof text === "string";
+    const typed = Object.fromEntries(Object.entries(stored(TYPED)).filter(isKept)); // text by box
+    let writing = stored(WRITING); // {edited, isFocused}, until it is restored
+    let edited = null; // index of the question whose Edit was pressed last
+    let isRestored = false;
     const looks = {}; // by box, how often its text was found there
     let unsent = ""; // a question that was taken out of the box and that the server does not have yet
 
@@ -123,20 +136,49 @@ window.litmus ??= {};
             if (text) typed[box] = text;
         }
         store();
+        const box = document.querySelector(QUESTION);
+        if (isRestored) writing = { edited: document.querySelector("#editing .do") && edited, isFocused: box !== null && document.activeElement === box };
+        try {
+            sessionStorage.setItem(WRITING, JSON.stringify(writing));
+        } catch {
+            // no room for it
+        }
     }
 
     // Called when the page has its conversation: until then the box of the question may be emptied.
-    litmus.restore = () => {
+    litmus.restore = async () => {
+        const isEdit = await restoreWriting();
         const restoring = setInterval(() => {
             for (const [selector, text] of Object.entries(typed)) {
                 const box = document.querySelector(selector);
-                if (!box?.value) looks[selector] = 0;
-                if (box && !box.value) litmus.fill(box, text);
+                const isThere = isEdit && selector === QUESTION ? box?.value === text : Boolean(box?.value);
+                if (!isThere) looks[selector] = 0;
+                if (box && !isThere) litmus.fill(box, text);
                 else if (box && (looks[selector] = (looks[selector] ?? 0) + 1) >= SETTLED) forget(selector);
             }
             if (!Object.keys(typed).length) clearInterval(restoring);
         }, RESTORE_MS);
     };
+
+    // Returns whether a question is edited again: its own text stands in the box then, until what was typed takes its place.
+    async function restoreWriting() {
+        const { edited: index, isFocused } = writing;
+        writing = {};
+        isRestored = true;
+        sessionStorage.removeItem(WRITING);
+        if (typed[QUESTION] && Number.isInteger(index) && document.querySelector(`button.do-edit-${index}`)) {
+            edited = index;
+            await litmus.act("edit", index);
+            return true;
+        }
+        if (isFocused === true && document.activeElement === document.body) document.querySelector(QUESTION).focus();
+        return false;
+    }
+
+    document.addEventListener("click", ({ target }) => {
+        const [, index] = target.closest?.("button.do")?.className.match(/\bdo-edit-(\d+)/) ?? [];
+        if (index) edited = Number(index);
+    });
 
     // Whoever types decides what stands in the box.
     document.addEventListener("input", (event) => event.isTrusted && BOXES.filter((box) => event.target.matches(box)).forEach(forget));

@@ -89,6 +89,37 @@ def test_an_answer_that_a_restart_cuts_off_is_kept_as_far_as_it_came_and_goes_on
         page.close()
 
 
+def test_an_edit_goes_on_after_the_page_was_loaded_anew_and_garbage_is_no_text(loaded: Page):
+    ask(loaded, "Mine")
+    expect_answer(loaded)
+    button(loaded, "Edit").click()
+    expect(loaded.get_by_text("You are editing a question.")).to_be_visible()
+    box(loaded).fill("Mine, edited")
+    load_anew(loaded)
+    expect(loaded.get_by_text("You are editing a question.")).to_be_visible()
+    expect(box(loaded)).to_have_value("Mine, edited")
+    loaded.wait_for_function(NOTHING_KEPT)
+    expect(box(loaded)).to_be_focused()
+    button(loaded, "Cancel").click()
+    expect(box(loaded)).to_have_value("")
+    box(loaded).fill("Another")
+    load_anew(loaded)
+    expect(box(loaded)).to_have_value("Another")
+    expect(box(loaded)).to_be_focused()
+    expect(loaded.get_by_text("You are editing a question.")).to_have_count(0)
+    for garbage in ("{bad", "null", '{"##": "x", "#message textarea": 5}'):
+        loaded.evaluate("garbage => ['typed', 'writing'].forEach((name) => sessionStorage.setItem(`litmus-${name}`, garbage))", garbage)
+        loaded.reload()
+        expect(conversation(loaded)).to_contain_text("Mine")
+        expect(box(loaded)).to_have_value("")
+
+
+def load_anew(page: Page) -> None:
+    """As Gradio does, when it has found a server."""
+    page.evaluate("fetch('gradio_api/app_id').then((answer) => answer.text())")
+    page.reload()
+
+
 def log_in(page: Page) -> None:
     page.get_by_label("Key").fill(KEY)
     page.get_by_role("button", name="Log in").click()

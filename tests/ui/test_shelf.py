@@ -3,17 +3,17 @@
 import json
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, flashing, violations
 from fastapi import FastAPI
-from playwright.sync_api import Browser, Dialog, Locator, Page, TimeoutError, ViewportSize, expect
+from playwright.sync_api import Browser, Dialog, Locator, Page, ViewportSize, expect
 
-from tests.ui.chatting import ask, ask_until_taken, box, button, conversation, expect_answer, open_page
+from tests.ui.chatting import ask, ask_until_taken, box, button, conversation, expect_answer, expect_answering, open_page
 from tests.ui.fakelitmus import Fake, running
 from tests.ui.samples import HOSTILE, MARKDOWN
+from ui.chat.conversation import ConversationError, Facts, load
 from ui.flags.file import FlagFile
 from ui.flags.flag import hash_of
 from ui.page import mount
@@ -50,6 +50,42 @@ TWO_TABS = """() => {
     return [said.map(Boolean), leaf, turns.map((each) => [each.text, each.parent ?? null])];
 }"""
 
+BEGIN = """() => {
+    const { keep, get, put } = litmus.storage;
+    keep({ id: "c", turns: [{ role: "user", text: "Who?" }, { role: "assistant", text: "Me.", parent: 0 }], leaf: 1 });
+    put({ ...get("c"), title: "Mine", thumbs: { a: 1 } });
+    litmus.shelf.draw();
+}"""
+GO_ON_ELSEWHERE = """() => {
+    const answer = { role: "assistant", text: "You.", parent: 0 };
+    const turns = [{ role: "user", text: "Who?" }, answer, { role: "user", text: "Why?", parent: 1 }];
+    litmus.storage.put({ title: "Who?", updated: 1, thumbs: { b: 2 }, conversation: { id: "c", turns, leaf: 2 } });
+}"""
+NOW = """() => {
+    const { title, thumbs, conversation } = litmus.storage.get("c");
+    return [title, thumbs, conversation.leaf, conversation.turns.map((each) => [each.text, each.parent ?? null])];
+}"""
+IMPORT_EACH = """(texts) => texts.map((text) => {
+    const file = `{"format": "litmus-conversations", "version": 1, "conversations": [{"conversation": ${text}}]}`;
+    const { added } = litmus.storage.importText(file);
+    localStorage.clear();
+    return added === 1;
+})"""
+ASKED = {"role": "user", "text": "Who?"}
+SAID = {"role": "assistant", "text": "Me.", "parent": 0}
+LEAVES: list[dict[str, object]] = [{}, {"leaf": 0}, {"leaf": 1}, {"leaf": -1}, {"leaf": None}, {"foo": 1}, {"id": ""}, {"id": "a b"}]
+FACTS = Facts(
+    model="m",
+    precision="int8",
+    seed=-(2**62),
+    ttft_ms=1.5,
+    tokens_per_s=2,
+    prompt_tokens=3,
+    completion_tokens=4,
+    finish="length",
+    problem="p",
+)
+
 
 def shelf(page: Page) -> Locator:
     return page.get_by_role("navigation", name="Conversations")
@@ -62,14 +98,8 @@ def talk(page: Page, *questions: str) -> None:
 
 
 def option(page: Page, title: str, name: str) -> None:
-    """The list is drawn anew when the conversation is stored, which closes the menu."""
-    button = shelf(page).get_by_role("button", name=name, exact=True)
-    for _ in range(20):
-        if not button.is_visible():
-            shelf(page).get_by_label(f"Options of {title}").click()
-        with suppress(TimeoutError):
-            button.click(timeout=2000)
-            return
+    shelf(page).get_by_label(f"Options of {title}").click()
+    shelf(page).get_by_role("button", name=name, exact=True).click()
 
 
 def downloaded(page: Page, press: Callable[[], None]) -> str:
@@ -121,6 +151,80 @@ def test_what_another_tab_added_to_the_same_conversation_becomes_a_branch(loaded
     said, leaf, turns = loaded.evaluate(TWO_TABS)
     assert turns == [["Who?", None], ["Me.", 0], ["When?", 1], ["Now.", 2], ["Why?", 1], ["So.", 4]]
     assert (said, leaf) == ([False, True, True], 3)
+
+
+def test_what_comes_back_joins_what_another_tab_has_made_of_it(loaded: Page):
+    loaded.evaluate(BEGIN)
+    option(loaded, "Mine", "Delete")
+    loaded.evaluate(GO_ON_ELSEWHERE)
+    shelf(loaded).get_by_role("button", name="Undo").click()
+    expect(shelf(loaded).get_by_text("It is back.")).to_be_visible()
+    title, thumbs, leaf, turns = loaded.evaluate(NOW)
+    assert turns == [["Who?", None], ["You.", 0], ["Why?", 1], ["Me.", 0]]
+    assert (title, thumbs, leaf) == ("Mine", {"a": 1, "b": 2}, 2)
+
+
+def test_a_row_stays_as_it_is_while_somebody_types_in_it_or_its_menu_is_open(loaded: Page, fake: Fake):
+    loaded.evaluate("litmus.storage.put({ title: '\u05e9\u05dc\u05d5\u05dd', updated: 2e12, conversation: { id: 'a', turns: [] } })")
+    fake.hold_after = 1
+    ask(loaded, "Who?")
+    expect_answering(loaded)
+    expect(button(loaded, "\u05e9\u05dc\u05d5\u05dd")).to_have_css("direction", "rtl")
+    option(loaded, "Who?", "Rename")
+    loaded.keyboard.type("Named ")
+    fake.hold_after = None
+    expect_answer(loaded)
+    loaded.evaluate("localStorage.removeItem('litmus-chat-a'), dispatchEvent(new StorageEvent('storage'))")
+    expect(shelf(loaded).get_by_role("listitem")).to_have_count(1)
+    loaded.keyboard.type("by me")
+    loaded.keyboard.press("Enter")
+    expect(button(loaded, "Named by me")).to_be_visible()
+    options = shelf(loaded).get_by_label("Options of Named by me")
+    expect(options).to_be_focused()
+    expect(box(loaded)).to_have_value("")
+    expect(button(loaded, "Rename")).to_be_hidden()
+    options.press("Enter")
+    fake.words = ["Another answer."]
+    loaded.evaluate("litmus.act('retry', 1)")
+    expect(conversation(loaded)).to_contain_text("Another answer.")
+    expect_answer(loaded)
+    with loaded.expect_download() as download:
+        shelf(loaded).get_by_role("button", name="Export as Markdown").click()
+    assert "Another answer." in Path(download.value.path()).read_text(encoding="utf-8")
+    loaded.evaluate("localStorage.clear(), dispatchEvent(new StorageEvent('storage'))")
+    expect(shelf(loaded).get_by_role("button", name="Export as Markdown")).to_be_focused()
+    loaded.evaluate(FULL_STORAGE)
+    button(loaded, "Conversations").click()
+    assert len(fake.requests) == 2
+
+
+def test_conversations_are_listed_and_imported_as_far_as_they_can_be_opened(loaded: Page):
+    facts = FACTS.model_dump()
+    said = [{**SAID, **each} for each in ({"foo": 1}, {"thought": 5}, {"thought": None}, {"thought": "Hm.", "facts": facts}, {"facts": []})]
+    said += [{**SAID, "facts": each} for each in ({"seed": "abc"}, {"seed": 1.5}, {"seed": 2**64}, {"seed": None}, {"model": None})]
+    said += [{**SAID, "facts": each} for each in ({"finish": "no"}, {"foo": 1}, {"ttft_ms": "soon"}, {"toString": 1})]
+    said += [{**SAID, "text": "\ud800"}, {**SAID, "parent": 1}, {**SAID, "parent": 0.5}, {"role": "assistant", "parent": 0}]
+    conversations = [
+        *({"id": "a", "turns": [ASKED, turn], "leaf": 1} for turn in said),
+        *({"id": "a", "turns": [ASKED], **each} for each in LEAVES),
+    ]
+    texts = [json.dumps(each) for each in conversations]
+    assert loaded.evaluate(IMPORT_EACH, texts) == [is_conversation(text) for text in texts]
+    unreadable = ['{"conversation": {"id": "x"}}', '{"title": "t", "conversation": {"id": "x", "turns": [null]}}', "5", "null", "{bad"]
+    untitled = [{"title": title, "conversation": {"id": "b", "turns": [ASKED], "leaf": 0}} for title in ("", " ", {"a": 1}, None)]
+    for text in (*unreadable, *map(json.dumps, untitled)):
+        loaded.evaluate("text => localStorage.setItem(`litmus-chat-${text.includes('Who?') ? 'b' : 'x'}`, text)", text)
+        loaded.evaluate("litmus.shelf.draw()")
+        titles = shelf(loaded).locator(".open").all_inner_texts()
+        assert titles == (["Who?"] if "Who?" in text else [])
+
+
+def is_conversation(text: str) -> bool:
+    try:
+        load(text)
+    except ConversationError:
+        return False
+    return True
 
 
 def talk_on(page: Page, question: str, count: int) -> None:

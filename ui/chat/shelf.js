@@ -26,55 +26,90 @@ litmus.shelf = (() => {
         return words.every((word) => text.includes(word));
     }
 
+    // A row stays as long as its conversation is listed: with what is typed, open or focused in it. The one that has the focus is neither moved nor
+    // taken away, because the next key would go elsewhere.
     function draw() {
         if (!root) return;
         const words = part("input[type=search]").value.toLowerCase().split(/\s+/).filter(Boolean);
         const entries = storage.all().filter((entry) => matches(entry, words));
-        part("ul").replaceChildren(...entries.map(item));
+        const list = part("ul"), known = [...list.children];
+        const rows = entries.map((entry) => show(known.find((row) => row.dataset.id === entry.conversation.id) ?? item(entry), entry));
+        const focused = known.find((row) => row.contains(document.activeElement));
+        if (rows.length !== known.length || rows.some((row, place) => row !== known[place])) arrange(list, rows, focused);
         const nothing = words.length ? "No conversation has these words." : "Conversations are kept in this browser. There are none yet.";
         part(".none").textContent = entries.length ? "" : nothing;
     }
 
+    function arrange(list, rows, focused) {
+        for (const row of [...list.children]) if (row !== focused) row.remove();
+        const place = rows.indexOf(focused); // -1 for none
+        list.prepend(...rows.slice(0, Math.max(place, 0)));
+        list.append(...rows.slice(place + 1));
+    }
+
     function item(entry) {
         const { id } = entry.conversation;
-        const open = button(entry.title, () => litmus.open(id), { className: "open", title: entry.title });
-        const row = element("li", {}, open, menu(entry, () => rename(row, entry)));
-        if (id === storage.opened()) open.setAttribute("aria-current", "true");
+        const now = () => storage.get(id) ?? entry; // another tab may have gone on with it, or deleted it
+        const open = button("", () => storage.get(id) && litmus.open(id), { className: "open", dir: "auto" });
+        const row = element("li", {}, open, menu(now, () => rename(row, now())));
+        row.dataset.id = id;
         return row;
     }
 
-    function menu(entry, onrename) {
-        const summary = element("summary", {}, "⋯");
-        summary.setAttribute("aria-label", `Options of ${entry.title}`);
-        const name = entry.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "conversation";
-        return element("details", { className: "menu" }, summary, element("div", {},
+    function show(row, { title, conversation }) {
+        const open = row.querySelector(".open"); // null while it is renamed
+        if (!open) return row;
+        if (open.textContent !== title) open.textContent = open.title = title;
+        if (conversation.id === storage.opened()) open.setAttribute("aria-current", "true");
+        else open.removeAttribute("aria-current");
+        row.querySelector("summary").setAttribute("aria-label", `Options of ${title}`);
+        return row;
+    }
+
+    function menu(now, onrename) {
+        const fileName = () => now().title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "conversation";
+        return element("details", { className: "menu" }, element("summary", {}, "⋯"), element("div", {},
             button("Rename", onrename),
-            button("Export as Markdown", () => download(`${name}.md`, "text/markdown", storage.asMarkdown(entry))),
-            button("Export as JSON", () => download(`${name}.json`, "application/json", storage.asText([entry]))),
-            button("Delete", () => remove([entry])),
+            button("Export as Markdown", () => download(`${fileName()}.md`, "text/markdown", storage.asMarkdown(now()))),
+            button("Export as JSON", () => download(`${fileName()}.json`, "application/json", storage.asText([now()]))),
+            button("Delete", () => remove([now()])),
         ));
     }
 
-    function rename(row, entry) {
-        const field = element("input", { type: "text", value: entry.title, maxLength: 200 });
+    // A key that ends it leaves the focus in the row.
+    function rename(row, { title, conversation }) {
+        const parts = [...row.children];
+        const field = element("input", { type: "text", value: title, maxLength: 200, dir: "auto" });
         field.setAttribute("aria-label", "New name");
-        const end = (title) => {
+        const end = (name) => {
             field.onblur = null;
-            storage.rename(entry.conversation.id, title);
+            if (name !== title) storage.rename(conversation.id, name);
+            row.replaceChildren(...parts);
+        };
+        const endByKey = (event, name) => {
+            event.preventDefault(); // Enter would open the menu
+            end(name);
+            row.querySelector("summary").focus();
             draw();
         };
         field.onkeydown = (event) => {
             event.stopPropagation();
-            if (event.key === "Enter") end(field.value);
-            if (event.key === "Escape") end(entry.title);
+            if (event.isComposing) return;
+            if (event.key === "Enter") endByKey(event, field.value);
+            if (event.key === "Escape") endByKey(event, title);
         };
-        field.onblur = () => end(field.value);
+        field.onblur = () => {
+            end(field.value);
+            draw();
+        };
+        closeMenus();
         row.replaceChildren(field);
         field.select();
     }
 
     function remove(entries) {
         deleted = entries;
+        if (part("ul").contains(document.activeElement)) document.activeElement.blur(); // so that its row goes, too
         for (const { conversation } of entries) storage.remove(conversation.id);
         const what = entries.length === 1 ? `“${entries[0].title}” was deleted.` : `${entries.length} conversations were deleted.`;
         say(what, button("Undo", restore));
@@ -85,7 +120,7 @@ litmus.shelf = (() => {
 
     function restore() {
         const count = deleted.length;
-        deleted = deleted.filter((entry) => !storage.put(entry));
+        deleted = deleted.filter((entry) => !storage.putBack(entry));
         if (deleted.length) say(NO_ROOM, button("Undo", restore));
         else say(count === 1 ? "It is back." : "They are back.");
         draw();
@@ -107,7 +142,7 @@ litmus.shelf = (() => {
         return open;
     }
 
-    document.addEventListener("click", (event) => closeMenus(event.target));
+    document.addEventListener("click", (event) => event.isTrusted && closeMenus(event.target)); // the page clicks, too
     document.addEventListener("keydown", (event) => {
         const [menu] = event.key === "Escape" && !event.isComposing ? closeMenus() : [];
         if (!menu) return;
@@ -142,9 +177,17 @@ litmus.shelf = (() => {
         if (classList.contains("shelf-comes") && !sidebar.classList.contains("open")) toggle.click();
         setTimeout(() => classList.remove("shelf-comes"), COME_MS);
         toggle.addEventListener("click", () => {
-            if (sidebar.classList.contains("open")) localStorage.setItem(CLOSED, "yes");
+            if (sidebar.classList.contains("open")) noteClosed();
             else localStorage.removeItem(CLOSED);
         });
+    }
+
+    function noteClosed() {
+        try {
+            localStorage.setItem(CLOSED, "yes");
+        } catch {
+            // no room for it: it is open again at the next load
+        }
     }
 
     function mount(element) {

@@ -16,13 +16,16 @@ litmus.storage = (() => {
             return null;
         }
     };
-    const get = (id) => parse(localStorage.getItem(PREFIX + id));
+    const get = (id) => {
+        const entry = entryOf(parse(localStorage.getItem(PREFIX + id)));
+        return entry?.conversation.id === id ? entry : null;
+    };
     const remove = (id) => localStorage.removeItem(PREFIX + id);
 
     // Newest first. What is no entry of ours is left alone.
     function all() {
         const keys = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
-        const entries = keys.map((key) => parse(localStorage.getItem(key))).filter((entry) => entry?.conversation?.id);
+        const entries = keys.map((key) => get(key.slice(PREFIX.length))).filter(Boolean);
         return entries.sort((first, second) => second.updated - first.updated);
     }
 
@@ -45,16 +48,26 @@ litmus.storage = (() => {
     // for the visitor, blank if there is nothing to say.
     function keep(conversation) {
         const known = get(conversation.id);
-        const whole = known ? joined(conversation, known.conversation) : conversation;
+        const before = held?.id === conversation.id ? held.turns : [];
+        const whole = known ? joined(conversation, known.conversation, before) : conversation;
         held = conversation;
         if (known && JSON.stringify(known.conversation) === JSON.stringify(whole)) return "";
         const isKept = put({ ...known, title: known?.title ?? titleOf(conversation), updated: Date.now(), conversation: whole });
         return !isKept ? litmus.storage.FULL : whole === conversation ? "" : ELSEWHERE;
     }
 
-    // Another tab may have gone on with the same conversation. Its turns become branches: those that this tab has never held, with what they follow.
-    // A turn that this tab has held and no longer has was given up here.
-    function joined(mine, theirs) {
+    // Puts back what was deleted. Another tab may have gone on with it since: its turns stay, and those that it no longer has become branches.
+    // False if the browser has no room left.
+    function putBack(entry) {
+        const known = get(entry.conversation.id);
+        if (!known) return put(entry);
+        const title = known.title === titleOf(known.conversation) ? entry.title : known.title;
+        return put({ ...known, title, thumbs: { ...entry.thumbs, ...known.thumbs }, conversation: joined(known.conversation, entry.conversation) });
+    }
+
+    // Another tab may have gone on with the same conversation. Its turns become branches: those that are not among `held`, the turns that this tab
+    // had last, with what they follow. A turn that this tab has held and no longer has was given up here.
+    function joined(mine, theirs, held = []) {
         const numbers = new Map(); // by what a turn says and follows
         const numbered = (turns) => {
             const found = [];
@@ -66,7 +79,7 @@ litmus.storage = (() => {
             return found;
         };
         const places = new Map(numbered(mine.turns).map((number, index) => [number, index]));
-        const before = new Set(held?.id === mine.id ? numbered(held.turns) : []);
+        const before = new Set(numbered(held));
         const turns = [...mine.turns], others = numbered(theirs.turns);
         const place = (index) => {
             const { parent, ...turn } = theirs.turns[index], number = others[index];
@@ -106,15 +119,37 @@ litmus.storage = (() => {
         return `# ${entry.title}\n\n${parts.join("\n")}`;
     }
 
-    // A turn follows one of the other side that stands before it, as conversation.py wants it; the first ones are questions.
+    // What conversation.py takes, field by field.
+    const isText = (value) => typeof value === "string" && !/\p{Surrogate}/u.test(value); // half of a pair is no text for the server
+    const isNumber = (value) => typeof value === "number";
+    const isWhole = (value) => Number.isInteger(value) && /^-?\d+$/.test(value); // from 1e21 on it would be written as a float
+    const isOneOf = (...values) => (value) => values.includes(value);
+    const orNull = (is) => (value) => value === null || is(value);
+    const hasOnly = (fields) => (value) => typeof value === "object" && value !== null && !Array.isArray(value)
+        && Object.entries(value).every(([name, each]) => Object.hasOwn(fields, name) && fields[name](each));
+    const isFacts = hasOnly({
+        model: isText, precision: isText, seed: orNull(isWhole), ttft_ms: orNull(isNumber), tokens_per_s: orNull(isNumber), prompt_tokens: orNull(isWhole),
+        completion_tokens: orNull(isWhole), finish: isOneOf("stop", "length", "full", "stopped", "failed"), problem: isText,
+    });
+    const isTurn = hasOnly({ role: isOneOf("user", "assistant"), text: isText, parent: orNull(isWhole), thought: isText, facts: orNull(isFacts) });
+    const isConversation = hasOnly({ id: (value) => isText(value) && /^[A-Za-z0-9-]{1,64}$/.test(value), turns: Array.isArray, leaf: orNull(isWhole) });
+
+    // A turn follows one of the other side that stands before it; the first ones are questions.
     function isReadable(conversation) {
-        if (!Array.isArray(conversation?.turns) || !/^[A-Za-z0-9-]{1,64}$/.test(conversation.id)) return false;
+        if (!isConversation(conversation) || !conversation.id || !conversation.turns?.every(isTurn)) return false;
         const { turns, leaf = null } = conversation;
-        const isTurn = ({ role, text, parent = null }, index) => {
-            const before = parent === null ? "assistant" : Number.isInteger(parent) && parent >= 0 && parent < index ? turns[parent].role : null;
-            return typeof text === "string" && before !== null && role === (before === "user" ? "assistant" : "user");
+        const follows = ({ role, text, parent = null }, index) => {
+            const before = parent === null ? "assistant" : parent >= 0 && parent < index ? turns[parent].role : null;
+            return text !== undefined && before !== null && role === (before === "user" ? "assistant" : "user");
         };
-        return turns.every((turn, index) => turn && isTurn(turn, index)) && (leaf === null || (Number.isInteger(leaf) && turns[leaf] !== undefined));
+        return turns.every(follows) && (leaf === null || turns[leaf] !== undefined);
+    }
+
+    // An entry with a conversation that can be opened, or null. A title that says nothing is made anew.
+    function entryOf(value) {
+        if (!isReadable(value?.conversation)) return null;
+        const { title, conversation } = value;
+        return { ...value, title: isText(title) && title.trim() ? title : titleOf(conversation) };
     }
 
     // Returns how many were added, and how many could not be read. A conversation that is here already gets another id, so that nothing is overwritten.
@@ -124,15 +159,15 @@ litmus.storage = (() => {
             throw new Error("This file holds no conversations of this page. Choose a JSON file that it exported.");
         }
         let added = 0, unreadable = 0;
-        for (const entry of file.conversations) {
-            const { title, updated, conversation } = entry ?? {};
-            if (!isReadable(conversation)) {
+        for (const value of file.conversations) {
+            const entry = entryOf(value);
+            if (!entry) {
                 unreadable += 1;
                 continue;
             }
-            const id = get(conversation.id) ? litmus.newId() : conversation.id;
-            const read = { title: String(title ?? titleOf(conversation)), updated: Number(updated) || Date.now(), conversation: { ...conversation, id } };
-            if (!put(read)) throw new Error(litmus.storage.FULL);
+            const { title, updated, conversation } = entry;
+            const id = localStorage.getItem(PREFIX + conversation.id) === null ? conversation.id : litmus.newId();
+            if (!put({ title, updated: Number(updated) || Date.now(), conversation: { ...conversation, id } })) throw new Error(litmus.storage.FULL);
             added += 1;
         }
         return { added, unreadable };
@@ -140,7 +175,7 @@ litmus.storage = (() => {
 
     return {
         FULL: "This browser's storage is full, so the conversation is lost when you leave. Export conversations that you need, and delete some.",
-        all, get, put, remove, keep, rename, asText, asMarkdown, importText,
+        all, get, put, putBack, remove, keep, rename, asText, asMarkdown, importText,
         opened: () => sessionStorage.getItem(OPEN),
         setOpened: (id) => (id ? sessionStorage.setItem(OPEN, id) : sessionStorage.removeItem(OPEN)),
     };
