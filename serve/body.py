@@ -10,18 +10,21 @@ from email.message import Message
 
 import brotli
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from app.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, LitmusError, UnsupportedMediaType
 from serve.admission.connections import MIN_BODY_BYTES_PER_S, body_deadline_s
+from serve.admission.gate import expects_word
 from serve.wire.errors import error_response
 
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 STREAMED = frozenset({"/v1/files", "/ui/jobs/files"})  # their routes read the body themselves, as it comes
 MAX_ENCODINGS = 2  # each is undone while other requests wait
 MAX_MEMBERS = 256  # of a body in gzip
+MAX_LENGTH_DIGITS = 20  # of a Content-Length
 MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end: a client that is still sending would not see the 413
 
 
@@ -29,7 +32,8 @@ class RequestBody:
     """Reads the whole body before the application sees it, and decompresses it.
 
     Answers 413 itself when the body, compressed or not, is larger than `limit` bytes, 415 for a form that it cannot read, and 408 for one
-    that takes longer than `timeout_s`, or than its size allows.
+    that takes longer than `timeout_s`, or than its size allows. A client that waits for `100 Continue` gets none where its header says that
+    the body is too large, or where no route has its path and method.
     """
 
     def __init__(self, app: ASGIApp, limit: int, timeout_s: float) -> None:
@@ -40,7 +44,14 @@ class RequestBody:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"} or scope["path"] in STREAMED:
             await self.app(scope, receive, send)
-            return
+        elif self._is_refused_unread(scope):
+            await error_response(self._too_large(), scope["path"], {"Connection": "close"})(scope, receive, send)
+        elif expects_word(scope) and not _has_route(scope):
+            await self.app(scope, replay(b"", receive), closing(send))
+        else:
+            await self._read(scope, receive, send)
+
+    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
         chunks, size, more, clock = [], 0, True, asyncio.get_running_loop().time
         began = clock()
         while more and size <= self.limit * MAX_READ_FACTOR:
@@ -57,8 +68,7 @@ class RequestBody:
             if size <= self.limit:
                 chunks.append(chunk)
         if size > self.limit:
-            error = BodyTooLarge(f"the body is larger than {self.limit} bytes (server.max_body_bytes); send less at a time")
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(self._too_large(), scope["path"])(scope, receive, send)
             return
         try:
             body = decode_body(b"".join(chunks), Headers(scope=scope), self.limit)
@@ -66,6 +76,18 @@ class RequestBody:
             await error_response(error, scope["path"])(scope, receive, send)
             return
         await self.app(scope, replay(body, receive), send)
+
+    def _is_refused_unread(self, scope: Scope) -> bool:
+        length = Headers(scope=scope).get("content-length", "")
+        limit = self.limit if expects_word(scope) else self.limit * MAX_READ_FACTOR
+        return length.isdecimal() and int(length[:MAX_LENGTH_DIGITS]) > limit
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is larger than {self.limit} bytes (server.max_body_bytes); send less at a time")
+
+
+def _has_route(scope: Scope) -> bool:
+    return any(route.matches(scope)[0] == Match.FULL for route in scope["app"].routes)
 
 
 def too_slow(size: int, elapsed_s: float, path: str) -> JSONResponse:
@@ -142,3 +164,14 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return receive_body_first
+
+
+def closing(send: Send) -> Send:
+    """A `send` that ends the connection after the answer."""
+
+    async def send_and_close(message: ASGIMessage) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Connection"] = "close"
+        await send(message)
+
+    return send_and_close

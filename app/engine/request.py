@@ -62,6 +62,7 @@ class ThoughtLimit:
     close: str
     opened: bool  # the prompt has opened the thought
     closing_tokens: tuple[int, ...]  # for each number of letters of `close` that are written, the token that goes on with it
+    begun: str = ""  # the end of the prompt, in which a mark has begun
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class LimitedThought:
         self._limit = limit
         self._has_begun, self._has_ended = limit.opened, False
         self._tokens = 0
-        self._text = ""  # the end of what was written, in which a mark may begin
+        self._text = limit.begun  # the end of what was written, in which a mark may begin
 
     def push(self, text: str) -> None:
         """Add what a token of the answer has added to the text."""

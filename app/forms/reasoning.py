@@ -162,7 +162,7 @@ class ThoughtSplitter(Splitter):
 
     def __init__(self, format: ReasoningFormat, place: Place) -> None:
         super().__init__()
-        self._format, self._has_thought = format, place != Place.BEFORE_THOUGHT
+        self._format, self._has_begun = format, place != Place.BEFORE_THOUGHT
         if place == Place.IN_THOUGHT:
             self._begin(True, format.close, "")
         self.is_thinking = place != Place.AFTER_THOUGHT
@@ -170,20 +170,19 @@ class ThoughtSplitter(Splitter):
     def _read_opening(self) -> SplitText | None:
         """Before the first letter, and between thought and answer, where white space belongs to neither."""
         format, text = self._format, self._buffer.lstrip()
-        openings = [] if self._has_thought else [(format.open, format.close)]
-        if format.answer_open and (self._has_thought or format.answers_alone):
+        openings = [] if self._has_begun else [(format.open, format.close)]
+        if format.answer_open and (self._has_begun or format.answers_alone):
             openings.append((format.answer_open, format.answer_close))
         for open, close in openings:
             if text.startswith(open):
                 return self._begin(open == format.open, close, text.removeprefix(open))
         if not text or any(open.startswith(text) for open, _ in openings):
             return None
-        self._buffer = text if self._has_thought else self._buffer
+        self._buffer = text if self._has_begun else self._buffer
         return self._begin_text()
 
     def _after_section(self) -> None:
-        if not self.is_thinking:
+        if self.is_thinking:
+            super()._after_section()
+        else:
             self._begin_text()
-            return
-        super()._after_section()
-        self._has_thought = True

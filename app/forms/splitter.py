@@ -1,6 +1,7 @@
 """Takes the sections of an answer apart as its text streams in: what is thought, and what is said.
 
     Splitter.push(text), .flush()        the thought and the answer in it; `app.forms.reasoning` and `app.forms.channels` know the marks
+    Splitter.go_on(text)                 before them, for an answer that continues a text
 
 Knows no tokenizer, no model and no request.
 """
@@ -37,22 +38,50 @@ class Splitter(ABC):
         self._buffer = ""
         self._close = ""  # the mark that ends the section
         self._is_empty = True  # of the section so far
+        self._has_begun = False  # is or was there a section, in the answer or in the prompt
+        self.continued = ""  # the end of the text that the answer continues, while it is held back: no part of the answer
         self.is_thinking = True  # no section of the answer proper is open
         self._state: Callable[[], SplitText | None] = self._read_opening
+
+    @property
+    def place(self) -> Place:
+        """Where in an answer the text so far ends."""
+        if self._state == self._read_section and self.is_thinking:
+            return Place.IN_THOUGHT
+        return Place.BEFORE_THOUGHT if self._state == self._read_opening and not self._has_begun else Place.AFTER_THOUGHT
+
+    def is_undecided(self, text: str) -> bool:
+        """Whether only what follows shows what the text pushed last belongs to. White space after a section belongs to nothing; without
+        any text a token has a part of a character.
+        """
+        return self._state == self._read_opening and (not self._has_begun or bool(self._buffer.strip()) or not text)
+
+    def go_on(self, text: str) -> None:
+        """Read the text that the answer continues. It is no part of the answer."""
+        self.push(text)
+        if self._is_empty or self._state == self._read_opening:
+            self._buffer = self._buffer.lstrip()
+        self.continued = self._buffer
 
     def push(self, text: str) -> SplitText:
         self._buffer += text
         thought, answer = "", ""
         while (part := self._state()) is not None:
             thought, answer = thought + part.thought, answer + part.answer
-        return SplitText(thought, answer)
+        return self._without_continued(thought, answer)
 
     def flush(self) -> SplitText:
         """What was held back, when the answer has ended."""
         rest, self._buffer = self._buffer, ""
         if self._state == self._read_section and self.is_thinking:
-            return SplitText(thought=rest.rstrip())
-        return SplitText(answer=rest.lstrip() if self.is_thinking else rest)
+            return self._without_continued(rest.rstrip(), "")
+        return self._without_continued("", rest.lstrip() if self.is_thinking else rest)
+
+    def _without_continued(self, thought: str, answer: str) -> SplitText:
+        if thought or answer or not self._buffer.startswith(self.continued):  # it turned out to be text, or of a mark
+            thought, answer = thought.removeprefix(self.continued), answer.removeprefix(self.continued)
+            self.continued = ""
+        return SplitText(thought, answer)
 
     @abstractmethod
     def _read_opening(self) -> SplitText | None:
@@ -64,7 +93,7 @@ class Splitter(ABC):
     def _begin(self, is_thought: bool, close: str, rest: str) -> SplitText:
         """A section up to the mark `close`, without white space around it; `rest` is the text that follows its opening mark."""
         self._buffer, self._close, self.is_thinking, self._is_empty = rest, close, is_thought, True
-        self._state = self._read_section
+        self._state, self._has_begun = self._read_section, True
         return SplitText()
 
     def _begin_text(self) -> SplitText:

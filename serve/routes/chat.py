@@ -39,7 +39,7 @@ async def prepare(service: Service, model: Model, body: ChatRequest, request: Re
     prompt = await prompt_of(service, model, body, request)
     max_new_tokens(prompt.ids, None, model.facts, "messages")  # refuse a prompt that is too long before its schemas are checked
     run = service.run_in_schema_pool if body.tools or body.forms else service.run_in_text_pool
-    return prompt, await run(request, chat_options, body, model.tokenizer, prompt.ids)
+    return prompt, await run(request, chat_options, body, model.tokenizer, prompt.text)
 
 
 async def prompt_of(service: Service, model: Model, body: ChatRequest, request: Request) -> Prompt:

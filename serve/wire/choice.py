@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from app.engine.detokenizer import PROMPT_CONTEXT_TOKENS
 from app.engine.events import Delta, TokenLogprob
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallStart
-from app.forms.splitter import SplitText
+from app.forms.splitter import Place, SplitText
 from app.schemas import FinishReason
 from app.tokenizer import Tokenizer
 from serve.wire.logprobs import LogprobEntry, OffsetTracker
@@ -83,6 +83,8 @@ class Choice:
         )
         self._parser = options.structured.tool_call_parser()
         self._splitter = options.structured.thought_splitter()
+        self._held_entries: list[LogprobEntry] = []  # of tokens that may still be of the thought or of the answer
+        self._held_tokens = 0
         self._logprob_sum = 0.0
 
     @property
@@ -114,15 +116,18 @@ class Choice:
         self.stop_reason = self._stop_reason_of(delta)
         if not self._options.prompt_only:
             delta = self._with_its_end(delta)
-            was_thinking = self._is_thinking
+            was_thinking = self._splitter is not None and self._splitter.is_thinking
             thought, answer = self._split_thought(delta)
             answer_text, calls = self._split_text_and_calls(answer, delta.finish is not None)
             text += answer_text
-            sampled = self._sampled_entries(delta.logprobs)
-            is_thought = was_thinking and (bool(thought) or (not answer and self._is_thinking))
-            thought_entries, entries = (sampled, entries) if is_thought else ([], entries + sampled)
-            self.reasoning_tokens += len(delta.tokens) if is_thought else 0
+            self._held_entries += self._sampled_entries(delta.logprobs)
+            self._held_tokens += len(delta.tokens)
             self.completion_tokens += len(delta.tokens)
+            if self._splitter is None or delta.finish is not None or not self._splitter.is_undecided(delta.text):
+                is_thought = was_thinking and self._has_begun_thinking and (bool(thought) or not answer)
+                thought_entries, entries = (self._held_entries, entries) if is_thought else ([], entries + self._held_entries)
+                self.reasoning_tokens += self._held_tokens if is_thought else 0
+                self._held_entries, self._held_tokens = [], 0
         self.finish_reason, self.stop_string = self._finish_reason_of(delta), delta.stop_string
         self.text += text
         self.thought += thought
@@ -153,8 +158,8 @@ class Choice:
         return delta if piece is None or piece.special else replace(delta, text=delta.text + piece.data.decode(errors="replace"))
 
     @property
-    def _is_thinking(self) -> bool:
-        return self._splitter is not None and self._splitter.is_thinking
+    def _has_begun_thinking(self) -> bool:
+        return self._splitter is not None and self._splitter.place != Place.BEFORE_THOUGHT
 
     def _split_thought(self, delta: Delta) -> tuple[str, str]:
         """The thought and the answer in a delta's text."""

@@ -61,11 +61,12 @@ class AnswerOptions:
     tokens: TokenOptions = TokenOptions()
 
 
-def chat_options(body: ChatRequest, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> AnswerOptions:
-    """Raises `InvalidRequest`. `prompt` are the token ids of the conversation."""
+def chat_options(body: ChatRequest, tokenizer: Tokenizer, prompt: str) -> AnswerOptions:
+    """Raises `InvalidRequest`. `prompt` is the text of the conversation."""
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    structured = structured_output_of(body, tokenizer, thought_of(tokenizer, prompt))
+    thought = thought_of(tokenizer, prompt, body.messages[-1].text if body.continues else "")
+    structured = structured_output_of(body, tokenizer, thought)
     if structured.thought_limit is not None and body.allowed_token_ids:
         message = "allowed_token_ids cannot be combined with a limit of the thought, after which its closing mark is written"
         raise InvalidRequest(message, param="allowed_token_ids")

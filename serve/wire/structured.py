@@ -33,7 +33,7 @@ class StructuredOutput:
     left_out: tuple[str, ...] = ()  # paths of what the grammar does not enforce
 
     def thought_splitter(self) -> Splitter | None:
-        return None if self.thought is None else self.thought.format.splitter(self.thought.place, self.tool_format is not None)
+        return None if self.thought is None else self.thought.splitter(self.tool_format is not None)
 
     def tool_call_parser(self) -> ToolCallParser | None:
         return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call, self.tools, self.or_form)

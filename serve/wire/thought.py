@@ -1,47 +1,60 @@
-"""The thought before an answer: whether the prompt leaves room for one, and the limit of its tokens that a chat asks for.
+"""The thought before an answer: whether the prompt leaves room for one or has begun it, and the limit of its tokens that a chat asks for.
 
 Knows no engine, no form and no answer.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.engine.request import ThoughtLimit
 from app.errors import InvalidRequest
 from app.forms.reasoning import Reasoning
-from app.forms.splitter import Place
+from app.forms.splitter import Place, Splitter
 from app.schemas import ChatRequest
 from app.tokenizer import Tokenizer
-
-PROMPT_END_TOKENS = 16  # in which a template opens or closes a thought
 
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """How the model marks a thought, and where the prompt ends."""
+    """How the model marks a thought, and where the prompt ends, or else the message that is continued begins."""
 
     format: Reasoning
     place: Place
+    continued: str = ""  # that message
+
+    def splitter(self, has_calls: bool) -> Splitter:
+        splitter = self.format.splitter(self.place, has_calls)
+        if self.continued:
+            splitter.go_on(self.continued)
+        return splitter
 
 
-def thought_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought | None:
-    """The thought that may begin the answer to this prompt; None if the model does not think, or the prompt has closed its thought and the
-    answer that follows has no marks.
+def thought_of(tokenizer: Tokenizer, prompt: str, continued: str = "") -> Thought | None:
+    """The thought that may begin the answer to this prompt, or that its end has begun, which is the message `continued`; None if the model
+    does not think, or the prompt has closed its thought and the answer that follows has no marks.
     """
     format = tokenizer.chat.reasoning
     if format is None:
         return None
-    place = format.place(tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:])))
-    return Thought(format, place) if place != Place.AFTER_THOUGHT or format.marks_answers else None
+    if continued:
+        continued = continued if prompt.endswith(continued) else continued.strip()  # as `ChatTemplate.render_continued` leaves it
+    place = format.place(prompt.removesuffix(continued))
+    if place == Place.AFTER_THOUGHT and continued.lstrip().startswith(format.open):
+        place = Place.BEFORE_THOUGHT  # Qwen 3's template writes an empty thought before any last message
+    thought = Thought(format, place, continued)
+    return thought if thought.splitter(False).place != Place.AFTER_THOUGHT or format.marks_answers else None
 
 
 def limit_of(body: ChatRequest, thought: Thought | None, tokenizer: Tokenizer) -> ThoughtLimit | None:
     """Without a thought there is nothing to limit. Raises `InvalidRequest` if the vocabulary cannot write the closing mark."""
-    if thought is None or thought.place == Place.AFTER_THOUGHT or body.max_thought_tokens is None:
+    if thought is None or body.max_thought_tokens is None:
         return None
-    close = thought.format.closing(has_calls=bool(body.tools) and body.tool_choice != "none")
-    opened = thought.place == Place.IN_THOUGHT
-    return ThoughtLimit(body.max_thought_tokens, thought.format.open, close, opened, _tokens_of_mark(close, tokenizer))
+    has_calls = bool(body.tools) and body.tool_choice != "none"
+    begun = thought.splitter(has_calls)
+    if begun.place == Place.AFTER_THOUGHT:
+        return None
+    close, opened = thought.format.closing(has_calls), begun.place == Place.IN_THOUGHT
+    closing = _tokens_of_mark(close, tokenizer)
+    return ThoughtLimit(body.max_thought_tokens, thought.format.open, close, opened, closing, begun.continued)
 
 
 def _tokens_of_mark(mark: str, tokenizer: Tokenizer) -> tuple[int, ...]:

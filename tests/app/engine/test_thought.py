@@ -36,9 +36,9 @@ def decode(tokens: list[int]) -> str:
     return bytes(tokens).decode(errors="replace")
 
 
-def write(limit: int, answer: bytes, opened: bool = False, closing: bytes = b"</think>", allowed: Any = None) -> str:
+def write(limit: int, answer: bytes, opened: bool = False, closing: bytes = b"</think>", allowed: Any = None, begun: str = "") -> str:
     """What becomes of an answer whose tokens, one a byte, a model would sample."""
-    thought = LimitedThought(ThoughtLimit(limit, THINK.open, THINK.close, opened, tuple(closing)))
+    thought = LimitedThought(ThoughtLimit(limit, THINK.open, THINK.close, opened, tuple(closing), begun))
     detokenizer, text = Detokenizer(decode), ""
     for sampled in answer:
         piece = detokenizer.push(thought.steer(sampled, allowed, detokenizer))
@@ -63,6 +63,13 @@ def write(limit: int, answer: bytes, opened: bool = False, closing: bytes = b"</
 )
 def test_a_thought_is_closed_where_its_tokens_are_used_up(limit: int, answer: bytes, written: str) -> None:
     assert write(limit, answer) == written
+
+
+def test_a_mark_that_the_prompt_has_begun_is_finished() -> None:
+    assert write(3, b"k>yes no maybe", opened=True, begun="</thin") == "k>yes no maybe", "it closes the thought, and nothing else does"
+    assert write(0, b"abcdef", opened=True, begun="so </thin") == "k>cdef"
+    assert write(2, b"ink>abcdefghijklm", begun="<th") == "ink>ab</think>klm"
+    assert write(2, b"ing abcdefghijk", begun="<th") == "ing abcdefghijk"
 
 
 @pytest.mark.parametrize("limit", range(12))

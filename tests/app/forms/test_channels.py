@@ -67,6 +67,23 @@ def test_what_a_prompt_has_begun_goes_on() -> None:
         assert (part.thought, part.answer) == parts
 
 
+@pytest.mark.parametrize(
+    ("prompt", "continued", "place", "text", "parts"),
+    [
+        (FINAL, "Yes,", Place.AFTER_THOUGHT, " sir.", ("", " sir.")),
+        ("", f"{CHANNELS.open}so", Place.IN_THOUGHT, f" it is{NEXT}{FINAL}Yes.", (" it is", "Yes.")),
+        ("", f"{CHANNELS.open}so<|en", Place.IN_THOUGHT, f"d|>{START}assistant{FINAL}Yes.", ("", "Yes.")),
+        ("", f"{ANALYSIS}{FINAL}Yes", Place.AFTER_THOUGHT, ", sir.", ("", ", sir.")),
+    ],
+)
+def test_a_continued_message_goes_on_in_its_channel(prompt: str, continued: str, place: Place, text: str, parts: tuple[str, str]) -> None:
+    splitter = CHANNELS.splitter(CHANNELS.place(prompt), has_calls=False)
+    splitter.go_on(continued)
+    assert splitter.place == place
+    part = splitter.push(text)
+    assert (part.thought, part.answer) == parts
+
+
 def test_without_tools_a_call_is_shown_as_it_stands() -> None:
     assert CHANNELS.splitter(Place.BEFORE_THOUGHT, has_calls=False).push(OWN_CALL).answer == "{}"
 

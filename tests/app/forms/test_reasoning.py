@@ -72,6 +72,37 @@ def test_marks_around_an_answer_belong_to_neither(
     assert split(ThoughtSplitter(format, Place.AFTER_THOUGHT if closed else Place.BEFORE_THOUGHT), text, cuts) == (thought, answer)
 
 
+@pytest.mark.parametrize(
+    ("format", "continued", "place", "text", "thought", "answer"),
+    [
+        (THINK, "<think>\nLet", Place.IN_THOUGHT, " me see.\n</think>\n\nYes.", " me see.", "Yes."),
+        (THINK, "<think>\n", Place.IN_THOUGHT, "\nso</think>Yes.", "so", "Yes."),
+        (THINK, "<think>so.\n", Place.IN_THOUGHT, "It is </think>Yes.", "It is", "Yes."),
+        (THINK, "<think>so\n</think", Place.IN_THOUGHT, ">\nYes.", "", "Yes."),
+        (THINK, "<think>so\n</think", Place.IN_THOUGHT, "ing> is </think>Yes.", "ing> is", "Yes."),
+        (THINK, "<think>\n</", Place.IN_THOUGHT, "b>", "b>", ""),
+        (THINK, "<think>a <", Place.IN_THOUGHT, "<</think>", "<", ""),
+        (THINK, "<think>so</th", Place.IN_THOUGHT, "", "", ""),
+        (THINK, "<think>so</think>\n\n<think>", Place.AFTER_THOUGHT, " is a tag", "", " is a tag"),
+        (THINK, "Models write <think>", Place.AFTER_THOUGHT, " and </think>", "", " and </think>"),
+        (THINK, " <th", Place.BEFORE_THOUGHT, "ink>so</think>Yes", "so", "Yes"),
+        (THINK, "<th", Place.BEFORE_THOUGHT, "> is a cell", "", "> is a cell"),
+        (GRANITE, "<think>so</think>\n<resp", Place.AFTER_THOUGHT, "onse>Yes </response>", "", "Yes"),
+        (GRANITE, "<think>so</think>\n<resp", Place.AFTER_THOUGHT, "ond", "", "ond"),
+        (COMMAND, "<|START_RESPONSE|>Yes,", Place.AFTER_THOUGHT, " sir.<|END_RESPONSE|>", "", " sir."),
+    ],
+)
+@settings(max_examples=10, deadline=None)
+@given(cuts=st.lists(st.integers(0, 100), max_size=8))
+def test_a_continued_text_decides_what_goes_on(
+    format: ReasoningFormat, continued: str, place: Place, text: str, thought: str, answer: str, cuts: list[int]
+) -> None:
+    splitter = ThoughtSplitter(format, Place.BEFORE_THOUGHT)
+    splitter.go_on(continued)
+    assert splitter.place == place
+    assert split(splitter, text, cuts) == (thought, answer)
+
+
 def test_marks_of_an_answer_are_not_counted_as_thinking() -> None:
     splitter = ThoughtSplitter(COMMAND, Place.BEFORE_THOUGHT)
     said = []

@@ -35,6 +35,22 @@ def test_a_thought_is_limited_in_the_other_forms_of_a_chat(thinking: Any) -> Non
     assert thinking.engine.submitted[-1].thought.tokens == 9
 
 
+def test_a_thought_that_a_continued_message_has_begun_is_limited(thinking: Any) -> None:
+    for message, opened, begun in (
+        ("<think>so", True, ""),
+        ("<think>so\n</thi", True, "\n</thi"),
+        ("<th", False, "<th"),
+    ):
+        turns = [*HELLO, {"role": "assistant", "content": message}]
+        ask(thinking, messages=turns, continue_final_message=True, thinking_token_budget=5)
+        limit = thinking.engine.submitted[-1].thought
+        assert (limit.tokens, limit.opened, limit.begun) == (5, opened, begun)
+    for message in ("It is", "<think>so</think>It is"):
+        turns = [*HELLO, {"role": "assistant", "content": message}]
+        ask(thinking, messages=turns, continue_final_message=True, thinking_token_budget=5)
+        assert thinking.engine.submitted[-1].thought is None
+
+
 def test_a_thought_without_a_limit_has_none(thinking: Any) -> None:
     for fields in ({}, {"thinking_token_budget": -1}, {"thinking_budget_tokens": None}, {"reasoning": {}}):
         ask(thinking, **fields)

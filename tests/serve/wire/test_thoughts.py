@@ -273,3 +273,94 @@ def test_a_step_of_several_tokens_may_end_the_thought(thinking: Any) -> None:
     assert at_once["choices"] == one_by_one["choices"] and at_once["usage"] == one_by_one["usage"]
     message = at_once["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("Four.", "Two and two.")
+
+
+OPENED = "<think>\nTwo and two"
+
+
+def continued(message: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [*HELLO, {"role": "assistant", "content": message}], "continue_final_message": True, **fields}
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "thought", "answer"),
+    [
+        (OPENED, ".</think>\n\nFour.", ".", "Four."),
+        (f"{OPENED}.\n", "Done.</think>Four.", "Done.", "Four."),
+        (f"{OPENED}.\n</think", ">\nFour.", None, "Four."),
+        (f"{OPENED}.</think>\n\nIt is", " four.", None, " four."),
+        ("It is", " <think>four.", None, " <think>four."),
+    ],
+)
+def test_a_thought_that_a_continued_message_has_begun_goes_on(
+    thinking: Any, message: str, text: str, thought: str | None, answer: str
+) -> None:
+    say(thinking, text, 2)
+    body = ask(thinking, **continued(message, logprobs=True)).json()
+    said, logprobs = body["choices"][0]["message"], body["choices"][0]["logprobs"]
+    assert (said["reasoning_content"], said["content"]) == (thought, answer)
+    counted = body["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert counted == len(logprobs["reasoning_content"] or ()) and bool(counted) == (
+        message.startswith(OPENED) and "</think>" not in message
+    )
+    say(thinking, text, 2)
+    turns = [*HELLO, {"role": "assistant", "content": message.rstrip()}]
+    blocks = thinking.client.post("/v1/messages", json={"max_tokens": 40, "messages": turns}).json()["content"]
+    assert {block["type"]: block.get("thinking") or block.get("text") for block in blocks} == {
+        **({} if thought is None else {"thinking": thought}),
+        "text": answer,
+    }
+
+
+def test_earlier_turns_open_no_thought(thinking: Any) -> None:
+    say(thinking, " four.")
+    turns = [{"role": "user", "content": "Write <think>"}, {"role": "assistant", "content": OPENED}, *continued("It is")["messages"]]
+    message = ask(thinking, messages=turns, continue_final_message=True).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == (None, " four.")
+
+
+def test_an_empty_thought_that_the_template_writes_before_a_message_closes_none(thinking: Any) -> None:
+    """As Qwen 3's does."""
+    thinking.tokenizer.base.chat_template = QWEN.replace("{{ m['content']", "{% if loop.last %}<think></think>{% endif %}{{ m['content']")
+    for message, thought, answer in ((OPENED, ".", "Four."), ("It is", None, ".</think>\n\nFour.")):
+        say(thinking, ".</think>\n\nFour.")
+        said = ask(thinking, **continued(message)).json()["choices"][0]["message"]
+        assert (said["reasoning_content"], said["content"]) == (thought, answer)
+
+
+PIECES = ("<", "b", ">hi", "</b>")
+MARK = ("\n", "<", "think", ">", "so", "</", "think>", "\n\n", "Yes")
+
+
+def streamed_entries(answer: Any) -> list[int]:
+    """How many log-probabilities of the thought and of the answer a stream has."""
+    chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    found = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice.get("logprobs")]
+    return [sum(len(each.get(name) or ()) for each in found) for name in ("reasoning_content", "content")]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "thought_tokens", "content"),
+    [
+        (PIECES, 0, "<b>hi</b>"),
+        (("<", "th"), 0, "<th"),
+        (("\n", "Yes"), 0, "\nYes"),
+        (("", "", "\u732b", "!"), 0, "\u732b!"),
+        (MARK, 8, "Yes"),
+        ((*MARK[:-1], "", "", "\u732b"), 8, "\u732b"),
+        (("", ""), 0, ""),
+        (MARK[:4], 4, ""),
+    ],
+)
+def test_what_is_held_back_at_the_beginning_is_counted_where_its_text_is(
+    thinking: Any, pieces: tuple[str, ...], thought_tokens: int, content: str
+) -> None:
+    thinking.engine.script = [(text, (3 + place,)) for place, text in enumerate(pieces)]
+    body = ask(thinking, logprobs=True).json()
+    (choice,) = body["choices"]
+    assert choice["message"]["content"] == content
+    assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] == thought_tokens
+    assert len(choice["logprobs"]["reasoning_content"] or ()) == thought_tokens
+    assert len(choice["logprobs"]["content"]) == len(pieces) - thought_tokens
+    thinking.engine.script = [(text, (3 + place,)) for place, text in enumerate(pieces)]
+    assert streamed_entries(ask(thinking, logprobs=True, stream=True)) == [thought_tokens, len(pieces) - thought_tokens]
