@@ -9,14 +9,14 @@ from pydantic.config import JsonDict
 from app.schemas.forms import FormFields
 from app.schemas.messages import MAX_TOOLS, Message, Metadata, Prediction, Tool, ToolChoice
 from app.schemas.thought import UNLIMITED, ThoughtFields
-from app.schemas.wire import COUNTED, SEED, TIER, TIMEOUT, Int, OnlyFalse, Seed, Tier, Timeout, Wire, at_most, contradiction
+from app.schemas.wire import COUNTED, SEED, TIER, TIMEOUT, WHOLE, Int, OnlyFalse, Seed, Tier, Timeout, Wire, at_most, contradiction
 
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
 Stop = Annotated[str, StringConstraints(max_length=256)]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
-Ids = Annotated[list[int], Field(fail_fast=True)]
+Ids = Annotated[list[int], Field(fail_fast=True), WHOLE]
 MAX_ID_DIGITS = 10
 MAX_STOPS = 32
 MAX_BIASES = 1024
@@ -100,7 +100,7 @@ class SamplingFields(SamplingParameters):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="stop strings: each ends the answer and is not part of it; an empty one does nothing"
     )
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = Field(None, description="tokens that end the answer")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=128), WHOLE] | None = Field(None, description="tokens that end the answer")
     min_tokens: Int | None = Field(
         None,
         ge=0,
@@ -139,7 +139,7 @@ class SamplingFields(SamplingParameters):
 class TokenFields(Wire):
     """Fields of chat and completions about single tokens, by vLLM's names."""
 
-    allowed_token_ids: Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=65_536)] | None = Field(
+    allowed_token_ids: Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=65_536), WHOLE] | None = Field(
         None, description="no other token may come, so that without an end token among them the answer has max_tokens"
     )
     include_stop_str_in_output: bool | None = Field(None, description="keep the stop string or token that ends the answer in its text")

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from app.schemas.generation import RenderingFields, TokenId
 from app.schemas.messages import MAX_TOOLS, Message, Tool
-from app.schemas.wire import COUNTED, Wire
+from app.schemas.wire import COUNTED, WHOLE, Wire
 
 MODEL = "name of a served model, see /v1/models; the default model when left out"
 
@@ -57,7 +57,7 @@ class RenderedChat(Wire):
 
 class DetokenizeRequest(Wire):
     model: str | None = Field(None, description=MODEL)
-    tokens: Annotated[list[TokenId], Field(fail_fast=True)] = Field(description="token ids")
+    tokens: Annotated[list[TokenId], Field(fail_fast=True), WHOLE] = Field(description="token ids")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [0, 52, 9]}]})
 
