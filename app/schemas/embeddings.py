@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from app.schemas.generation import TokenId
-from app.schemas.wire import TIER, TIMEOUT, Int, Tier, Timeout, UsedTier, Wire
+from app.schemas.wire import TIER, TIMEOUT, WHOLE, Int, Tier, Timeout, UsedTier, Wire
 
 MAX_INPUTS = 2048
 Text = Annotated[str, StringConstraints(min_length=1)]
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1), WHOLE]
 Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
 TokenIdLists = Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
 

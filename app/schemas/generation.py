@@ -1,5 +1,6 @@
 """Bodies of requests to /v1/chat/completions and /v1/completions: OpenAI's fields and vLLM's additional ones."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
@@ -8,14 +9,14 @@ from pydantic.config import JsonDict
 from app.schemas.forms import FormFields
 from app.schemas.messages import MAX_TOOLS, Message, Metadata, Prediction, Tool, ToolChoice
 from app.schemas.thought import UNLIMITED, ThoughtFields
-from app.schemas.wire import COUNTED, SEED, TIER, TIMEOUT, Int, OnlyFalse, Seed, Tier, Timeout, Wire, at_most, contradiction
+from app.schemas.wire import COUNTED, SEED, TIER, TIMEOUT, WHOLE, Int, OnlyFalse, Seed, Tier, Timeout, Wire, at_most, contradiction
 
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
 Stop = Annotated[str, StringConstraints(max_length=256)]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
-Ids = Annotated[list[int], Field(fail_fast=True)]
+Ids = Annotated[list[int], Field(fail_fast=True), WHOLE]
 MAX_ID_DIGITS = 10
 MAX_STOPS = 32
 MAX_BIASES = 1024
@@ -99,7 +100,7 @@ class SamplingFields(SamplingParameters):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="stop strings: each ends the answer and is not part of it; an empty one does nothing"
     )
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = Field(None, description="tokens that end the answer")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=128), WHOLE] | None = Field(None, description="tokens that end the answer")
     min_tokens: Int | None = Field(
         None,
         ge=0,
@@ -138,7 +139,7 @@ class SamplingFields(SamplingParameters):
 class TokenFields(Wire):
     """Fields of chat and completions about single tokens, by vLLM's names."""
 
-    allowed_token_ids: Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=65_536)] | None = Field(
+    allowed_token_ids: Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=65_536), WHOLE] | None = Field(
         None, description="no other token may come, so that without an end token among them the answer has max_tokens"
     )
     include_stop_str_in_output: bool | None = Field(None, description="keep the stop string or token that ends the answer in its text")
@@ -175,7 +176,45 @@ class AnswerFields(SamplingFields, TokenFields):
         return next((limit for name in LIMITS if (limit := getattr(self, name, None)) is not None), None)
 
 
-class ChatRequest(AnswerFields, ThoughtFields, FormFields):
+class RenderingFields(Wire):
+    """How the chat template writes a conversation: fields of chats and of /tokenize."""
+
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+        None,
+        max_length=32,
+        description="variables of the model's chat template, such as enable_thinking; one that it does not use is left out",
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="whether the prompt opens the assistant's turn; true when left out, false with continue_final_message"
+    )
+    continue_final_message: bool | None = Field(
+        None, description="go on where the last message, by the assistant, ends; the answer is the continuation alone"
+    )
+
+    def continues_last(self, messages: Sequence[Message]) -> bool:
+        return bool(self.continue_final_message or messages[-1].prefix)
+
+    def prompt_end_of(self, messages: Sequence[Message]) -> PromptEnd:
+        if self.continues_last(messages):
+            return "continued message"
+        return "messages" if self.add_generation_prompt is False else "generation prompt"
+
+    def check_continued(self, messages: Sequence[Message], has_others: bool, others: str) -> None:
+        """Raises `ValueError` for a message that cannot be continued, or not together with the `others`."""
+        if any(message.prefix for message in messages[:-1]):
+            raise ValueError("prefix is only for the last message")
+        if not self.continues_last(messages):
+            return
+        if self.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt cannot both be true")
+        last = messages[-1]
+        if last.role != "assistant" or last.tool_calls or not last.text.strip():
+            raise ValueError("continue_final_message needs a last message of role 'assistant' with a content and no tool_calls")
+        if has_others:
+            raise ValueError(f"continue_final_message cannot be combined with {others}")
+
+
+class ChatRequest(AnswerFields, ThoughtFields, FormFields, RenderingFields):
     messages: list[Annotated[Message, COUNTED]] = Field(
         min_length=1, max_length=1024, description="the conversation so far, the oldest message first"
     )
@@ -197,44 +236,21 @@ class ChatRequest(AnswerFields, ThoughtFields, FormFields):
     prediction: Prediction | None = Field(
         None, description="a text that much of the answer is expected to repeat: it makes the answer faster, and changes nothing of it"
     )
-    chat_template_kwargs: dict[str, JsonValue] | None = Field(
-        None,
-        max_length=32,
-        description="variables of the model's chat template, such as enable_thinking; one that it does not use is left out",
-    )
-    add_generation_prompt: bool | None = Field(
-        None, description="whether the prompt opens the assistant's turn; true when left out, false with continue_final_message"
-    )
-    continue_final_message: bool | None = Field(
-        None, description="go on where the last message, by the assistant, ends; the answer is the continuation alone"
-    )
 
     @model_validator(mode="after")
     def _continues_the_last_message(self) -> "ChatRequest":
-        if any(message.prefix for message in self.messages[:-1]):
-            raise ValueError("prefix is only for the last message")
-        if not self.continues:
-            return self
-        if self.add_generation_prompt:
-            raise ValueError("continue_final_message and add_generation_prompt cannot both be true")
-        last = self.messages[-1]
-        if last.role != "assistant" or last.tool_calls or not last.text.strip():
-            raise ValueError("continue_final_message needs a last message of role 'assistant' with a content and no tool_calls")
-        if self.tools or self.forms:
-            other = self.forms[0] if self.forms else "response_format"
-            raise ValueError(f"continue_final_message cannot be combined with tools or {other}: a form begins with the answer")
+        other = self.forms[0] if self.forms else "response_format"
+        self.check_continued(self.messages, bool(self.tools or self.forms), f"tools or {other}: a form begins with the answer")
         return self
 
     @property
     def continues(self) -> bool:
         """Whether the answer goes on where the last message ends."""
-        return bool(self.continue_final_message or self.messages[-1].prefix)
+        return self.continues_last(self.messages)
 
     @property
     def prompt_end(self) -> PromptEnd:
-        if self.continues:
-            return "continued message"
-        return "messages" if self.add_generation_prompt is False else "generation prompt"
+        return self.prompt_end_of(self.messages)
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
-from app.schemas.wire import COUNTED, Wire, at_most, kind_of
+from app.schemas.wire import COUNTED, Wire, at_most, kind_of, misfit
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 MAX_NAME_CHARS = 128
@@ -126,15 +126,15 @@ class Message(Wire):
     @model_validator(mode="after")
     def _by_role(self) -> "Message":
         if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"tool_calls are only for messages of role 'assistant', not '{self.role}'")
+            raise misfit("tool_calls", f"tool_calls are only for messages of role 'assistant', not '{self.role}'")
         if self.tool_call_id is not None and self.role != "tool":
-            raise ValueError(f"tool_call_id is only for messages of role 'tool', not '{self.role}'")
+            raise misfit("tool_call_id", f"tool_call_id is only for messages of role 'tool', not '{self.role}'")
         if self.refusal and self.role != "assistant":
-            raise ValueError(f"refusal is only for messages of role 'assistant', not '{self.role}'")
+            raise misfit("refusal", f"refusal is only for messages of role 'assistant', not '{self.role}'")
         if self.prefix and self.role != "assistant":
-            raise ValueError(f"prefix is only for messages of role 'assistant', not '{self.role}'")
+            raise misfit("prefix", f"prefix is only for messages of role 'assistant', not '{self.role}'")
         if self.content is None and self.role not in {"assistant", "tool"}:
-            raise ValueError("content is missing; only messages of the assistant and of a tool may omit it")
+            raise misfit("content", "content is missing; only messages of the assistant and of a tool may omit it")
         return self
 
 
@@ -198,11 +198,26 @@ def choice_tag(choice: object) -> str:
     return "[allowed]" if kind_of(choice) == "allowed_tools" else "[function]"
 
 
+def _of_a_form(choice: object) -> object:
+    """Other APIs have other words and forms: `any`, or the name of the function beside the type."""
+    kind = kind_of(choice)
+    is_object = kind == "allowed_tools" or (kind == "function" and isinstance(choice, dict) and "function" in choice)
+    if choice not in CHOICE_WORDS if isinstance(choice, str) else isinstance(choice, dict) and not is_object:
+        raise ValueError(CHOICES)
+    return choice
+
+
+CHOICE_WORDS = ("none", "auto", "required")
+CHOICES = (
+    "Input should be 'none', 'auto', 'required', "
+    '{"type": "function", "function": {"name": "..."}} or {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [...]}}'
+)
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("[word]")]
     | Annotated[NamedTool, Tag("[function]")]
     | Annotated[AllowedToolChoice, Tag("[allowed]")],
     Discriminator(choice_tag),
+    BeforeValidator(_of_a_form),
 ]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from app.schemas.wire import TIER, TIMEOUT, Tier, Timeout, Usage, UsedTier, Wire
+from app.schemas.wire import TIER, TIMEOUT, Int, Tier, Timeout, Usage, UsedTier, Wire, misfit
 
 Method = Literal["combined", "binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"]
 Verdict = Literal["machine", "human", "uncertain", "uncalibrated", "insufficient"]
@@ -54,7 +54,7 @@ class ScoreRequest(Wire):
         lt=1,
         description="false-positive rate, the share of human texts called machine text; must be a calibrated rate; 1% when left out",
     )
-    top_tokens: int = Field(
+    top_tokens: Int = Field(
         0,
         ge=0,
         le=MAX_ALTERNATIVES,
@@ -87,7 +87,7 @@ class ScoreRequest(Wire):
     @model_validator(mode="after")
     def _tokens_for_alternatives(self) -> "ScoreRequest":
         if self.top_tokens and self.granularity != "token":
-            raise ValueError('top_tokens needs granularity "token"')
+            raise misfit("top_tokens", 'top_tokens needs granularity "token"')
         return self
 
     @property

@@ -2,17 +2,17 @@
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
-from app.schemas.generation import TokenId
+from app.schemas.generation import RenderingFields, TokenId
 from app.schemas.messages import MAX_TOOLS, Message, Tool
-from app.schemas.wire import COUNTED, Wire
+from app.schemas.wire import COUNTED, WHOLE, Wire
 
 MODEL = "name of a served model, see /v1/models; the default model when left out"
 
 
-class TokenizeRequest(Wire):
-    """A text or a conversation, not both."""
+class TokenizeRequest(RenderingFields):
+    """A text or a conversation, not both. What says how a conversation is written is only for `messages`."""
 
     model: str | None = Field(None, description=MODEL)
     prompt: str | None = Field(None, description="a text")
@@ -23,13 +23,16 @@ class TokenizeRequest(Wire):
         None,
         description="add the tokenizer's own special tokens, such as BOS; when left out, true for prompt and false for messages",
     )
-    add_generation_prompt: bool | None = Field(
-        None, description="end with the beginning of the assistant's turn; true when left out; only with messages"
-    )
     tools: Annotated[list[Annotated[Tool, COUNTED]], Field(min_length=1, max_length=MAX_TOOLS)] | None = Field(
         None, description="functions that the chat template describes to the model; only with messages"
     )
     return_token_strs: bool = Field(False, description="also return each token as the vocabulary spells it")
+
+    @model_validator(mode="after")
+    def _continues_the_last_message(self) -> "TokenizeRequest":
+        if self.messages is not None:
+            self.check_continued(self.messages, bool(self.tools), "tools")
+        return self
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -54,7 +57,7 @@ class RenderedChat(Wire):
 
 class DetokenizeRequest(Wire):
     model: str | None = Field(None, description=MODEL)
-    tokens: Annotated[list[TokenId], Field(fail_fast=True)] = Field(description="token ids")
+    tokens: Annotated[list[TokenId], Field(fail_fast=True), WHOLE] = Field(description="token ids")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [0, 52, 9]}]})
 

@@ -29,6 +29,13 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def whole_numbers(values: Any) -> Any:
+    """A list with 20 for each 20.0. A list of a hundred thousand ids takes a tenth of the time that `Int` for each of them would."""
+    if isinstance(values, list) and float in set(map(type, values)):
+        return [_whole(value) for value in values]
+    return values
+
+
 def _seed(value: object) -> object:
     return None if value == RANDOM_SEED else _whole(value)
 
@@ -41,6 +48,7 @@ def _no_number(value: object) -> object:
 OnlyFalse = Annotated[Literal[False], BeforeValidator(_no_number)]
 OnlyTrue = Annotated[Literal[True], BeforeValidator(_no_number)]
 Int = Annotated[int, BeforeValidator(_whole)]  # of a request: some JSON libraries write 20 as 20.0
+WHOLE = BeforeValidator(whole_numbers)  # of a long list of int
 RANDOM_SEED = -1  # vLLM's and llama-server's word for no seed
 Seed = Annotated[Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None, BeforeValidator(_seed)]
 SEED = "the same request with the same seed gives the same tokens; -1 is as if it were left out: a random one"
@@ -116,6 +124,11 @@ def contradiction(fields: Iterable[str]) -> PydanticCustomError:
     names = [*fields]
     said = {"fields": " and ".join(names), "param": names[-1]}
     return PydanticCustomError("contradiction", "{fields} contradict each other; give one of them", said)
+
+
+def misfit(field: str, problem: str) -> PydanticCustomError:
+    """The error of an object whose fields do not fit together; `field` is the one to change."""
+    return PydanticCustomError("value_error", "{problem}", {"problem": problem, "param": field})
 
 
 class PromptTokensDetails(Wire):

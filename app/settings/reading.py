@@ -7,6 +7,7 @@ from pydantic import ValidationError, create_model
 from pydantic_settings import CliSettingsSource, CliSuppress, SettingsError
 
 from app.errors import SetupError
+from app.models.revision import VERSION
 from app.settings.sources import check_options, check_variables, check_yaml, names_of, nearest
 from app.settings.tree import Settings
 
@@ -38,12 +39,12 @@ PROBLEMS = {  # by the type of pydantic's error
 
 def read(arguments: Sequence[str], program: str = "serve") -> Settings:
     """Settings from all sources. `arguments` is the command line without the program name. A word that is neither an option nor the value
-    of one is the model that is to be served. Raises `SetupError`; `--help` exits.
+    of one is the model that is to be served. Raises `SetupError`; `--help` and `--version` exit.
     """
     try:
         examples = dict(names_of(Settings))
         long_arguments = [_long_option(argument) for argument in _with_model_option(arguments, program)]
-        check_options(long_arguments, examples)
+        check_options(long_arguments, examples, [name.removeprefix("--") for name in SHORT_OPTIONS])
         check_variables(examples)
         check_yaml()
         source: CliSettingsSource[Settings] = CliSettingsSource(
@@ -53,6 +54,7 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
         )
         parser: Any = source.root_parser
         parser.usage = f"%(prog)s {'[MODEL] ' if program == 'serve' else ''}[--SETTING VALUE ...]"  # else two pages of options
+        parser.add_argument("--version", action="version", version=f"litmus {VERSION}", help="show the version and exit")
         source(args=long_arguments)
         _check_secrets(source())
         return Settings(_cli_settings_source=source)

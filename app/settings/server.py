@@ -4,7 +4,7 @@ import os
 from ipaddress import ip_network
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from app.settings.group import Filled, Group
 
@@ -18,11 +18,16 @@ def _network(text: str) -> str:
     return text
 
 
+def _address(host: object) -> object:
+    return "127.0.0.1" if host == "localhost" else host
+
+
 class ServerSettings(Group):
-    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
-        "127.0.0.1", description="address to listen on: 127.0.0.1, for this machine alone; 0.0.0.0 or ::, for every network it is in"
+    host: Annotated[Literal["127.0.0.1", "0.0.0.0", "::"], BeforeValidator(_address)] = Field(
+        "127.0.0.1",
+        description="address to listen on: 127.0.0.1 or localhost, for this machine alone; 0.0.0.0 or ::, for every network it is in",
     )
-    port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
+    port: int = Field(8000, ge=1024, le=65535, description="port to listen on, 1024 to 65535")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="limit of a request body; a larger one is refused with 413")
     max_connections: int = Field(
         4096,

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args, get_origin
 
 import yaml
@@ -28,6 +29,21 @@ LINKED = re.compile(r"(tcp|udp|sctp)://")  # how the value of Kubernetes' LITMUS
 GROUP, NAMED, TEXTS, NUMBERS = '{"name": "value"}', '{"name": "text"}', '["a", "b"]', "[1, 2]"
 NUMBERS_OF_YAML = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 GROUPS = '[{"path": "owner/name"}]'
+BEFORE_LAST_PART = re.compile(rf"({PREFIX})?.*(?:\.|{DELIMITER})")
+CLOSE = 0.7  # of two words: twice the letters that they share, of all their letters; with less, metrics would be near strict
+SETTINGS_PAGE = "docs/settings.md has all of them"
+OTHER_SERVERS = {  # options of vLLM and llama-server, and what they are here
+    "alias": "model.aliases",
+    "api_key": "security.keys",
+    "api_key_file": "security.keys_file",
+    "ctx_size": "model.context",
+    "max_model_len": "model.context",
+    "max_num_batched_tokens": "model.step_tokens",
+    "max_num_seqs": "model.slots",
+    "parallel": "model.slots",
+    "served_model_name": "model.name",
+}
+LETTERS = {"-a": "model.aliases", "-c": "model.context", "-m": "model.path", "-np": "model.slots"}  # of llama-server
 
 
 def names_of(group: type[BaseModel], under: str = "") -> Iterator[tuple[str, str | None]]:
@@ -54,20 +70,32 @@ def _is_group(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about a name that is not known."""
-    known = list(names)
-    found = [each for each in known if re.split(r"\.|__", each)[-1] == name] or difflib.get_close_matches(name, known, 1)
-    return f"did you mean {found[0]}?" if found else "docs/settings.md has all of them"
+def nearest(name: str, names: Iterable[str], others: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The end of a sentence about a name that is not known. It may stand for the last part of one that is, or be near one of `others`, each
+    of which has what it means.
+    """
+    known = {each: each for each in names}
+    last_parts = {BEFORE_LAST_PART.sub(r"\1", each): each for each in reversed(known)}  # of several names that end alike the first
+    meant = {**last_parts, **{each.replace(".", "_"): each for each in known}, **known, **others}
+    found = [name] if name in meant else difflib.get_close_matches(name, meant, 1, CLOSE)
+    return f"did you mean {meant[found[0]]}?" if found else SETTINGS_PAGE
 
 
-def check_options(arguments: Sequence[str], names: Iterable[str]) -> None:
-    """Raises `SetupError`. The parser would show the usage of every option instead."""
+def check_options(arguments: Sequence[str], names: Iterable[str], short: Iterable[str] = ()) -> None:
+    """`short` are further names, which were replaced where they are right. Raises `SetupError`. The parser would show the usage of every
+    option instead.
+    """
     known = list(names)
+    others = {name.replace("-", "_"): name for name in short} | OTHER_SERVERS
+    waiting = False  # for the value of an option, such as -1
     for argument in arguments:
-        name = argument.partition("=")[0].removeprefix("--")
-        if argument.startswith("--") and name and name not in {"help", *known}:
-            raise SetupError(f"--{name} is no option: {nearest(name.replace('-', '_'), known).replace('mean ', 'mean --')}")
+        option, has_value, _ = argument.partition("=")
+        name = option.removeprefix("--")
+        if option.startswith("--") and name and name not in {"help", "version", *known}:
+            raise SetupError(f"{option} is no option: {nearest(name.replace('-', '_'), known, others).replace('mean ', 'mean --')}")
+        if option.startswith("-") and not option.startswith("--") and not waiting and option != "-h":
+            raise SetupError(f"{option} is no option: {f'did you mean --{LETTERS[option]}?' if option in LETTERS else SETTINGS_PAGE}")
+        waiting = option.startswith("--") and not has_value
 
 
 def check_variables(examples: Mapping[str, str | None]) -> None:

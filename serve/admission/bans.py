@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import Forbidden, SetupError
+from app.schemas.wire import whole_numbers
 from app.settings import SecuritySettings
 from serve.admission.watched import WatchedFile
 
@@ -81,7 +82,7 @@ class Bans:
         tokenizer = self.tokenizers.get(self.loaded_name(model), default) if isinstance(model, str) else default
         for sent in filter(None, (body.get(name) for name in TOKENS if isinstance(body.get(name), list))):
             for item in [each for each in sent if isinstance(each, list)] or [sent]:
-                yield tokenizer.decode([id for id in item if isinstance(id, int) and 0 <= id < len(tokenizer)])
+                yield tokenizer.decode([id for id in whole_numbers(item) if isinstance(id, int) and 0 <= id < len(tokenizer)])
 
     def _current(self) -> BanList:
         return BanList() if self._file is None else self._file.value()

@@ -24,6 +24,8 @@ def add_completions(routes: APIRouter, service: Service) -> None:
         model = service.model(body.model)
         run = service.run_in_schema_pool if body.forms else service.run_in_text_pool
         options = await run(request, completion_options, body)
-        service.router.check_job_count(len(prompt_items(body)) * options.samples, model.facts.name)
+        prompt_count = len(prompt_items(body))
+        param = "prompt" if prompt_count > 1 else "n" if options.samples == options.n else "best_of"
+        service.router.check_job_count(prompt_count * options.samples, model.facts.name, param)
         prompts = await service.run_in_text_pool(request, prompts_of, body, model.tokenizer, model.facts)
         return await respond(service, model, body, options, prompts, request)

@@ -85,7 +85,7 @@ def check_tokens(service: Service, body: Mapping[str, Any]) -> None:
     for name in TOKENS:
         sent = body.get(name)
         first = sent[0] if isinstance(sent, list) and sent else None
-        if isinstance(first, int | list):
+        if isinstance(first, int | float | list):
             message = f"{name}: token ids of a model that an upstream answers for cannot be searched for blocked content; send text"
             raise InvalidRequest(message, param=name)
 

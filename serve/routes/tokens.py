@@ -2,6 +2,7 @@
 worker.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,14 +10,15 @@ from fastapi.responses import Response
 
 from app.errors import InvalidRequest
 from app.schemas import ChatRequest, DetokenizeRequest, DetokenizeResponse, RenderedChat, TokenizeRequest, TokenizeResponse
-from app.schemas.generation import PromptEnd
+from app.schemas.generation import RenderingFields
 from app.tokenizer import Tokenizer
 from serve.routes.chat import prepare
 from serve.routes.respond import check_stream
 from serve.routes.service import Model, Service
 from serve.routes.state import ERROR_RESPONSES
-from serve.wire.conversation import chat_token_ids
+from serve.wire.conversation import chat_token_ids, named_variables
 from serve.wire.requests import check_token_ids
+from serve.wire.unsupported import changes_nothing
 
 TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 404, 413, 503)}
 
@@ -24,7 +26,10 @@ TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status]
 def add_tokens(routes: APIRouter, service: Service) -> None:
     @routes.post("/tokenize", tags=["tokens"], summary="Token ids of a text", response_model=TokenizeResponse, responses=TOKEN_ERRORS)
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-        content = await service.run_in_text_pool(request, _tokenize, body, service.model(body.model))
+        model = service.model(body.model)
+        _check(body)
+        variables = named_variables(body.chat_template_kwargs, model.tokenizer)
+        content = await service.run_in_text_pool(request, _tokenize, body, model, variables)
         return Response(content, media_type="application/json")
 
     @routes.post("/detokenize", tags=["tokens"], summary="Text of token ids", response_model=DetokenizeResponse, responses=TOKEN_ERRORS)
@@ -50,24 +55,28 @@ def add_tokens(routes: APIRouter, service: Service) -> None:
         return Response(content, media_type="application/json")
 
 
-def _tokenize(body: TokenizeRequest, model: Model) -> bytes:
+def _tokenize(body: TokenizeRequest, model: Model, variables: Mapping[str, Any]) -> bytes:
     """The JSON of the response body."""
-    ids = _token_ids(body, model.tokenizer)
+    ids = _token_ids(body, model.tokenizer, variables)
     strings = model.tokenizer.token_strings(ids) if body.return_token_strs else None
     response = TokenizeResponse(count=len(ids), max_model_len=model.facts.context, tokens=list(ids), token_strs=strings)
     return response.model_dump_json().encode()
 
 
-def _token_ids(body: TokenizeRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _check(body: TokenizeRequest) -> None:
+    """Raises `InvalidRequest` unless it has either a text or a conversation, and of a text nothing that only a conversation has."""
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("give either prompt or messages", param="prompt")
-    if body.prompt is not None:
-        for field in ("add_generation_prompt", "tools"):
-            if getattr(body, field) is not None:
-                raise InvalidRequest(f"{field} needs messages", param=field)
-        return tokenizer.encode(body.prompt, "prompt", body.add_special_tokens is not False)
-    end: PromptEnd = "messages" if body.add_generation_prompt is False else "generation prompt"
-    return chat_token_ids(body.messages or [], body.tools, tokenizer, end, bool(body.add_special_tokens))
+    for field in (*RenderingFields.model_fields, "tools"):
+        if body.prompt is not None and not changes_nothing([field], getattr(body, field)):
+            raise InvalidRequest(f"{field} needs messages", param=field)
+
+
+def _token_ids(body: TokenizeRequest, tokenizer: Tokenizer, variables: Mapping[str, Any]) -> tuple[int, ...]:
+    if body.messages is None:
+        return tokenizer.encode(body.prompt or "", "prompt", body.add_special_tokens is not False)
+    end = body.prompt_end_of(body.messages)
+    return chat_token_ids(body.messages, body.tools, tokenizer, end, bool(body.add_special_tokens), variables)
 
 
 def _detokenize(body: DetokenizeRequest, model: Model) -> bytes:

@@ -59,11 +59,25 @@ def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any
     that contradict each other, and for a thought that cannot be turned off.
     """
     chat = tokenizer.chat
-    said = [*_said_by_name(body, chat), *_said_by_effort(body, chat)]
+    asked = _by_field(body.chat_template_kwargs)
+    if body.reasoning is not None and body.reasoning.enabled:
+        asked["reasoning.enabled"] = "enable_thinking", True
+    said = [*_said_by_name(asked, chat), *_said_by_effort(body, chat)]
     switch = chat.thinking_switch
     if body.max_thought_tokens == 0 and switch is not None and switch not in {variable for variable, *_ in said}:
         said.append((switch, "", False))  # where it is said to think, the thought is closed as soon as it is opened
     return _agreed(said)
+
+
+def named_variables(variables: Mapping[str, Any] | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `chat_template_kwargs` alone say to the chat template. Raises `InvalidRequest`, as `template_variables` does."""
+    return _agreed([*_said_by_name(_by_field(variables), tokenizer.chat)])
+
+
+def _by_field(variables: Mapping[str, Any] | None) -> dict[str, tuple[str, Any]]:
+    """The names and values of `chat_template_kwargs` by the fields of the request that say them."""
+    check_unicode(json.dumps(variables, ensure_ascii=False), "chat_template_kwargs")
+    return {f"chat_template_kwargs.{name}": (name, value) for name, value in (variables or {}).items()}
 
 
 def _said_by_effort(body: ChatRequest, chat: ChatTemplate) -> Iterator[Said]:
@@ -82,12 +96,7 @@ def _said_by_effort(body: ChatRequest, chat: ChatTemplate) -> Iterator[Said]:
         raise InvalidRequest(f"{param} {effort!r}: {NO_PLACE}", param=param, code="unsupported_parameter")
 
 
-def _said_by_name(body: ChatRequest, chat: ChatTemplate) -> Iterator[Said]:
-    variables = body.chat_template_kwargs or {}
-    check_unicode(json.dumps(variables, ensure_ascii=False), "chat_template_kwargs")
-    asked = {f"chat_template_kwargs.{name}": (name, value) for name, value in variables.items()}
-    if body.reasoning is not None and body.reasoning.enabled:
-        asked["reasoning.enabled"] = "enable_thinking", True
+def _said_by_name(asked: Mapping[str, tuple[str, Any]], chat: ChatTemplate) -> Iterator[Said]:
     for param, (name, value) in asked.items():
         if name in THINKING_SWITCHES and chat.thinking_switch is not None:  # whichever of their names the client knows
             yield chat.thinking_switch, param, value

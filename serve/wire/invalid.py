@@ -23,7 +23,8 @@ def invalid_request_of(error: RequestValidationError, route: str) -> InvalidRequ
     first = max(not_type_errors, key=lambda item: len(item["loc"])) if not_type_errors else _of_the_likeliest_type(errors)
     loc, extra = first["loc"][1:], first["type"] == "extra_forbidden"
     path = [*_path(loc[:-1]), str(loc[-1])] if extra else [*map(str, _path(loc))]
-    param = ".".join(map(str, path)) or None
+    misfit = first.get("ctx", {}).get("param")  # of an object whose fields do not fit together
+    param = ".".join([*map(str, path), *([misfit] if misfit else [])]) or None
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
     if extra or first["type"] == "none_required":
@@ -31,8 +32,8 @@ def invalid_request_of(error: RequestValidationError, route: str) -> InvalidRequ
     if first["type"] == "missing":
         return InvalidRequest(f"'{param}' is missing" if param else "the body is missing", param=param, code="missing_parameter")
     message = "Input should be an object" if first["type"] in OBJECT_TYPES else first["msg"].removeprefix(PREFIX)
-    if param is None and first["type"] in {"value_error", "contradiction"}:
-        return InvalidRequest(message, param=first["ctx"].get("param"))
+    if not path and first["type"] in {"value_error", "contradiction"}:
+        return InvalidRequest(message, param=param)
     if param is None:
         return InvalidRequest(f"the body must be a JSON object: {message}", code="invalid_type")
     return InvalidRequest(f"'{param}': {message}", param=param)

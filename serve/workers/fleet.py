@@ -121,10 +121,11 @@ class Fleet:
         most = self.queue_settings.max_waiting_tokens // 4
         return max(1, sum(total <= most for total in accumulate(tokens)))
 
-    def check_job_count(self, count: int) -> None:
-        """Raises `InvalidRequest` if `count` jobs of one request could never be in flight together."""
+    def check_job_count(self, count: int, param: str | None = None) -> None:
+        """Raises `InvalidRequest`, naming `param`, if `count` jobs of one request could never be in flight together."""
         if (self.alive or self.wake is not None) and count > self.max_jobs:
-            raise InvalidRequest(f"{count} answers or texts in one request, but at most {self.max_jobs} may be in flight: send fewer")
+            message = f"{count} answers or texts in one request, but at most {self.max_jobs} may be in flight: send fewer"
+            raise InvalidRequest(message, param=param)
 
     def admit(self, jobs: Sequence[Job]) -> Replica:
         """The replica that gets the jobs. One without a worker, if the model is loaded on demand: then they wait for it.

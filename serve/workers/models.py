@@ -123,9 +123,9 @@ class Models:
     def fleet_of(self, replica: Replica) -> Fleet:
         return next(fleet for fleet in self.fleets if replica in fleet.replicas)
 
-    def check_job_count(self, count: int, model: str | None = None) -> None:
-        """Raises `InvalidRequest` if one request may not have that many jobs. Cheap: call it before the jobs are made."""
-        self.fleet(model).check_job_count(count)
+    def check_job_count(self, count: int, model: str | None = None, param: str | None = None) -> None:
+        """Raises `InvalidRequest`, naming `param`, if one request may not have that many jobs. Cheap: call it before the jobs are made."""
+        self.fleet(model).check_job_count(count, param)
 
     def add(self, fleet: Fleet) -> None:
         """Know the replicas of a version that is to be loaded; it gets no jobs yet."""

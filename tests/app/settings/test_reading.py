@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import SetupError
+from app.models.revision import VERSION
 from app.settings import BUNDLED, ModelSettings, SecuritySettings, read
 from app.settings.reading import SHORT_OPTIONS
 
@@ -241,6 +242,13 @@ def test_the_help_begins_with_the_short_names(capsys: pytest.CaptureFixture[str]
     assert [f"{short} is {name}" for short, name in SHORT_OPTIONS.items() if f"{short} is {name}" not in top] == []
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["a/b", "--port", "9000", "--version"]])
+def test_the_version_is_shown_and_nothing_starts(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(arguments)
+    assert ended.value.code == 0 and capsys.readouterr().out == f"litmus {VERSION}\n"
+
+
 def test_settings_that_the_help_of_a_program_hides_are_accepted() -> None:
     assert read(["--model.slots", "3", "--jobs.lease_s", "60"], "jobs").model.slots == 3
 
@@ -271,3 +279,11 @@ def test_upstreams_that_share_a_name_may_share_their_further_names() -> None:
     entry = {"upstream": "http://10.0.0.7:1", "name": "far", "aliases": ["gpt-4o"]}
     settings = read(["a/b", "--models", json.dumps([entry, {**entry, "upstream": "http://10.0.0.8:1"}])])
     assert settings.aliases == {"gpt-4o": "far"}
+
+
+def test_localhost_is_the_address_of_this_machine(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(["--server.host", "localhost"]).server.host == "127.0.0.1"
+    monkeypatch.setenv("LITMUS_SERVER__HOST", "localhost")
+    assert read([]).server.host == "127.0.0.1"
+    with pytest.raises(SetupError, match=r"^setting server\.host: Input should be '127\.0\.0\.1', '0\.0\.0\.0' or '::'"):
+        read(["--server.host", "10.0.0.7"])

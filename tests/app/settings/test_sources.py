@@ -14,6 +14,21 @@ def test_an_unknown_setting_is_refused_in_every_source_and_the_nearest_named(bar
         ("--server.prot", "--server.port"),
         ("--slots", "--model.slots"),
         ("--model.cache-tokens", "--model.cache_tokens"),
+        ("--prot", "--port"),
+        ("--chat_template", "--chat-template"),
+        ("--quantise", "--quantize"),
+        ("--contxt", "--model.context"),
+        ("--host", "--server.host"),
+        ("--model-path", "--model.path"),
+        ("--quantization", "--quantize"),
+        ("--max-model-len", "--model.context"),
+        ("--ctx-size", "--model.context"),
+        ("-c", "--model.context"),
+        ("--max-num-seq", "--model.slots"),
+        ("-np", "--model.slots"),
+        ("--served-model-name", "--model.name"),
+        ("--alias", "--model.aliases"),
+        ("--api-key", "--security.keys"),
     ):
         with pytest.raises(SetupError, match=rf"^{option} is no option: did you mean {near}\?$"):
             read([option, "1"])
@@ -27,9 +42,18 @@ def test_an_unknown_setting_is_refused_in_every_source_and_the_nearest_named(bar
             read([])
 
 
+def test_what_is_near_nothing_is_refused_and_a_negative_value_is_one() -> None:
+    for option in ("-x", "--metrics"):
+        with pytest.raises(SetupError, match=rf"^{option} is no option: docs/settings\.md has all of them$"):
+            read(["a/b", option, "1"])
+    assert read(["--model.sampling.top_k", "-1"]).model.sampling.top_k == -1
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [
+        ("LITMUS_PORT", "LITMUS_SERVER__PORT"),
+        ("LITMUS_SLOTS", "LITMUS_MODEL__SLOTS"),
         ("LITMUS_SECURITY_KEYS_FILE", "LITMUS_SECURITY__KEYS_FILE"),
         ("LITMUS_SERVER_PORT", "LITMUS_SERVER__PORT"),
         ("LITMUS_MODEL__SLOT", "LITMUS_MODEL__SLOTS"),

@@ -113,6 +113,8 @@ def test_tokens_for_an_adapter_are_read_by_its_bases_tokenizer(bans: Bans, tiny_
     bans.loaded_name = lambda name: {"tuned": "tiny"}.get(name, name)
     with pytest.raises(Forbidden):
         bans.check_content(body)
+    with pytest.raises(Forbidden):
+        bans.check_content({**body, "prompt": [float(id) for id in body["prompt"]]})
 
 
 def test_a_prompt_of_tokens_and_numbers_is_left_to_its_route(bans: Bans, tiny_folder: Path) -> None:

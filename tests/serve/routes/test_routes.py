@@ -131,7 +131,8 @@ def test_a_text_longer_than_the_window_is_scored_in_windows(served: Any) -> None
         (TEXT, {"prompt": "a", "temperature": -1}, 400, "temperature", "greater than or equal to 0"),
         (TEXT, {"prompt": "a", "top_p": -0.1}, 400, "top_p", "greater than or equal to 0"),
         (TEXT, {"prompt": "a", "n": 0}, 400, "n", "greater than or equal to 1"),
-        (TEXT, {"prompt": "a", "n": 6}, 400, None, "at most 5"),
+        (TEXT, {"prompt": "a", "n": 6}, 400, "n", "at most 5"),
+        (TEXT, {"prompt": "a", "n": 1, "best_of": 6}, 400, "best_of", "at most 5"),
         (TEXT, {"prompt": "a", "stop": ["a" * 257]}, 400, None, "at most 256 characters"),
         (TEXT, {"prompt": "a", "max_tokens": 1.5}, 400, "max_tokens", "integer"),
         (TEXT, {"prompt": "a", "max_tokens": True}, 400, "max_tokens", "integer"),
@@ -194,7 +195,7 @@ def test_white_space_is_a_prompt(served: Any) -> None:
 def test_more_answers_than_may_be_in_flight_are_refused_before_any_is_prepared(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.routes.completions.prompts_of", None)
     error = served.client.post(TEXT, json={"prompt": [[5]] * 2000, "n": 16, "max_tokens": 1}).json()["error"]
-    assert "may be in flight" in error["message"] and not served.engine.submitted
+    assert error["param"] == "prompt" and "may be in flight" in error["message"] and not served.engine.submitted
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_its_tokens_are_looked_at(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,20 @@ def test_every_field_reaches_the_engine(served: Any) -> None:
     assert (job.stop_tokens, job.ignore_eos, job.tier) == (frozenset({3, 7}), True, "flex")
 
 
+def test_ids_in_lists_may_be_written_with_a_point(served: Any) -> None:
+    job = job_with(served, stop_token_ids=[7.0, 3], allowed_token_ids=[5.0, 9.0])
+    assert job.stop_tokens == frozenset({3, 7}) and job.sampling.allowed_tokens == (5, 9)
+    for prompt in ([5.0, 9], [[5.0, 9.0]]):
+        assert served.client.post(TEXT, json={"prompt": prompt, "max_tokens": 1}).status_code == 200
+        assert served.client.post("/v1/embeddings", json={"input": prompt}).status_code == 200
+        assert [job.prompt if isinstance(job, Generate) else job.tokens for job in served.engine.submitted[-2:]] == [(5, 9)] * 2
+    ids = {"tokens": [5.0, 9]}
+    assert served.client.post("/detokenize", json=ids).json() == served.client.post("/detokenize", json={"tokens": [5, 9]}).json()
+    for path, field, fields in ((TEXT, "prompt", {}), ("/v1/embeddings", "input", {}), (TEXT, "stop_token_ids", {"prompt": "a"})):
+        error = served.client.post(path, json={**fields, field: [5.0, 2.5]}).json()["error"]
+        assert error["param"] == f"{field}.1" and "valid integer" in error["message"]
+
+
 def test_a_seed_of_minus_one_is_no_seed(served: Any) -> None:
     """As with vLLM and llama-server: each answer has a seed of its own."""
     for path, body in (

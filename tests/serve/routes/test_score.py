@@ -38,7 +38,8 @@ def test_alternatives_need_tokens_and_are_at_most_ten(served: Any) -> None:
     for fields, word in (({"top_tokens": 3}, "granularity"), ({"top_tokens": 11, "granularity": "token"}, "10")):
         answer = served.client.post(SCORE, json={"text": "abc", **fields})
         assert answer.status_code == 400 and word in answer.json()["error"]["message"]
-    (item,) = ask(served, text="abc", granularity="token", top_tokens=3)["data"]
+        assert answer.json()["error"]["param"] == "top_tokens"
+    (item,) = ask(served, text="abc", granularity="token", top_tokens=3.0)["data"]
     assert served.engine.submitted[-1].top == 3
     assert [[each["text"] for each in token["alternatives"]] for token in item["tokens"]] == [list("abc"), list("bcd"), list("cde")]
 

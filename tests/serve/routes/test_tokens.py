@@ -73,6 +73,22 @@ def test_special_tokens_are_added_to_what_the_template_wrote_only_when_asked_for
     assert tokens(served, messages=HELLO, add_special_tokens=True) == [0, 0, *ids("u:hi")]
 
 
+def test_variables_of_the_template_and_a_started_answer_are_as_in_a_chat(served: Any) -> None:
+    served.tokenizer.base.chat_template = TEMPLATE.replace("a:{%", "a:{% if enable_thinking %}<think>{% endif %}{%")
+    started = [*HELLO, {"role": "assistant", "content": "We"}]
+    for body, last in (
+        ({"messages": HELLO, "chat_template_kwargs": {"enable_thinking": True}}, "a:<think>"),
+        ({"messages": HELLO, "chat_template_kwargs": {"enable_thinking": False}}, "u:hia:"),
+        ({"messages": started, "continue_final_message": True}, "a:We"),
+        ({"messages": [*HELLO, {**started[1], "prefix": True}]}, "a:We"),
+    ):
+        rendered = served.client.post("/apply-template", json=body).json()["prompt"]
+        assert rendered.endswith(last) and tokens(served, prompt=rendered, add_special_tokens=False) == tokens(served, **body)
+    told = served.client.post(TOKENIZE, json={"messages": HELLO, "chat_template_kwargs": {"nothing": 1}})
+    assert told.headers["X-Litmus-Ignored"] == "chat_template_kwargs.nothing"
+    assert tokens(served, prompt="hi", chat_template_kwargs={}, continue_final_message=False) == [0, *ids("hi")]
+
+
 def test_tools_are_part_of_the_conversation(served: Any) -> None:
     served.tokenizer.base.chat_template = TEMPLATE
     tools = [{"type": "function", "function": {"name": "weather"}}]
@@ -103,9 +119,11 @@ def test_no_tokens_are_an_empty_text(served: Any) -> None:
         (TOKENIZE, {"prompt": "a", "return_token_strs": "yes"}, 400, "return_token_strs", "valid boolean"),
         (TOKENIZE, {"prompt": "a", "model": "gpt-4"}, 404, "model", "not served here"),
         (TOKENIZE, {"messages": []}, 400, "messages", "at least 1 item"),
-        (TOKENIZE, {"messages": HELLO, "continue_final_message": True}, 400, "continue_final_message", "parameter"),
+        (TOKENIZE, {"messages": HELLO, "continue_final_message": True}, 400, None, "needs a last message of role 'assistant'"),
+        (TOKENIZE, {"prompt": "a", "continue_final_message": True}, 400, "continue_final_message", "needs messages"),
+        (TOKENIZE, {"prompt": "a", "chat_template_kwargs": {"a": 1}}, 400, "chat_template_kwargs", "needs messages"),
+        (TOKENIZE, {"messages": HELLO, "chat_template_kwargs": {"tools": []}}, 400, "chat_template_kwargs.tools", "other fields"),
         (TOKENIZE, {"messages": HELLO, "chat_template": "x"}, 400, "chat_template", "parameter"),
-        (TOKENIZE, {"messages": HELLO, "chat_template_kwargs": {"a": 1}}, 400, "chat_template_kwargs", "parameter"),
         (TOKENIZE, {"messages": HELLO, "mm_processor_kwargs": {"a": 1}}, 400, "mm_processor_kwargs", "parameter"),
         (DETOKENIZE, {}, 400, "tokens", "missing"),
         (DETOKENIZE, {"tokens": [0, 2, 258]}, 400, "tokens.2", "258 is not in the vocabulary; token ids must lie in 0..257"),
@@ -116,7 +134,7 @@ def test_no_tokens_are_an_empty_text(served: Any) -> None:
         (DETOKENIZE, {"tokens": [2], "model": "gpt-4"}, 404, "model", "not served here"),
     ],
 )
-def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, param: str, message_part: str) -> None:
+def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, param: str | None, message_part: str) -> None:
     response = served.client.post(path, json=body)
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (status, param)

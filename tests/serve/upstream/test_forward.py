@@ -232,7 +232,7 @@ def test_token_ids_are_refused_where_content_is_blocked(front):
     class Bans(frozenset):
         block_content = True
 
-    for body in ({"prompt": [1, 2]}, {"prompt": [[1], [2]]}, {"input": [3]}):
+    for body in ({"prompt": [1, 2]}, {"prompt": [[1], [2]]}, {"input": [3]}, {"input": [3.0]}):
         with pytest.raises(InvalidRequest, match="blocked content"):
             check_tokens(SimpleNamespace(banned_users=Bans()), body)
     check_tokens(SimpleNamespace(banned_users=Bans()), {"prompt": "a", "input": ["b"]})

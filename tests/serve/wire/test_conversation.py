@@ -147,11 +147,12 @@ def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
 @pytest.mark.parametrize(
     ("messages", "param", "message_part"),
     [
-        ([{"role": "user"}], "messages.0", "content is missing"),
-        ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "messages.0", "assistant"),
-        ([{"role": "user", "content": "a", "tool_call_id": "abc"}], "messages.0", "role 'tool'"),
+        ([{"role": "user"}], "messages.0.content", "content is missing"),
+        ([{"role": "user", "content": None}], "messages.0.content", "content is missing"),
+        ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "messages.0.tool_calls", "assistant"),
+        ([{"role": "user", "content": "a", "tool_call_id": "abc"}], "messages.0.tool_call_id", "role 'tool'"),
         ([{"role": "assistant", "content": "a", "prefix": True}, {"role": "user", "content": "a"}], None, "last message"),
-        ([{"role": "user", "content": "a", "prefix": True}], "messages.0", "assistant"),
+        ([{"role": "user", "content": "a", "prefix": True}], "messages.0.prefix", "assistant"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages.0.content.0", "image_url"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text", "missing"),
         ([{"role": "assistant", "content": [{"type": "refusal", "text": "a"}]}], "messages.0.content.0.refusal", "missing"),

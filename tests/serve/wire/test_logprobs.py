@@ -241,7 +241,7 @@ def test_no_queue_position_is_sent_once_an_answer_has_started_but_that_it_was_se
         (TEXT, {"best_of": 0}, "best_of", "greater than or equal to 1"),
         (TEXT, {"best_of": 1, "n": 2}, "best_of", "must be at least n"),
         (TEXT, {"best_of": 2, "stream": True}, "best_of", "cannot be streamed"),
-        (TEXT, {"best_of": 6}, None, "at most 5"),
+        (TEXT, {"best_of": 6}, "best_of", "at most 5"),
     ],
 )
 def test_wrong_values_are_named(served: Any, path: str, body: dict[str, Any], param: str | None, message_part: str) -> None:
