@@ -77,8 +77,10 @@ def stop(running: str, kept: str, draft: Draft, box: str, notice: str | None, se
 
 
 def redraw_line(running: str, kept: str, served: Served) -> Any:
-    """The context of another model."""
-    return gr.skip() if running else line.idle_html(opened(kept), context_of(served))
+    """The context of another model. The page asks when it knows the model and when it has its conversation, in whichever order: what still
+    lacks one of them draws nothing.
+    """
+    return gr.skip() if running or not kept or not served else line.idle_html(opened(kept), context_of(served))
 
 
 def send_update(running: str, notice: str | None) -> Any:

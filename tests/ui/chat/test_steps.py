@@ -119,5 +119,6 @@ def test_actions_start_an_answer_where_the_model_can_chat():
 
 def test_the_line_and_the_button_follow_another_model_unless_an_answer_runs():
     assert "8 of 100 tokens" in steps.redraw_line("", TALK.dump(), ["big", "nf4", 100])
+    assert steps.redraw_line("", "", SERVED) == gr.skip() == steps.redraw_line("", TALK.dump(), [])
     assert steps.redraw_line("answer", TALK.dump(), SERVED) == gr.skip() == steps.send_update("answer", "")
     assert (steps.send_update("", "mute")["interactive"], steps.send_update("", "")["interactive"]) == (False, True)
