@@ -38,6 +38,17 @@ def test_the_bar_says_what_is_served_and_a_phone_does_not_scroll_sideways(loaded
         assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+def test_until_its_scripts_are_there_the_page_says_that_it_loads(fake: Fake, page_url: str, tab: Page):
+    said = "getComputedStyle(document.body, '::before').content"
+    tab.route("**/assets/*.js", lambda call: call.abort())
+    tab.goto(page_url)
+    assert tab.evaluate(said) == '"Litmus is loading…"'
+    tab.unroute_all()
+    tab.goto(page_url)
+    expect(tab.locator("header.litmus")).to_be_visible()
+    assert tab.evaluate(said) == "none"
+
+
 def test_a_small_phone_shows_the_first_words_and_its_buttons_in_line(several: Page):
     several.set_viewport_size({"width": 320, "height": 440})
     room, lead = several.get_by_role("log").bounding_box(), several.locator(".empty .lead").bounding_box()
