@@ -21,6 +21,7 @@ from app.errors import NotFound
 from app.neighbours import HOW_TO_ALLOW_HOST, HOW_TO_ALLOW_ORIGIN, Neighbours
 from ui.calls import MAX_BYTES, is_plain, read_body
 from ui.client import ServerError
+from ui.first import with_loading_line
 from ui.visitors import IDLE_S, Visitors, cookie_name
 
 Route = Callable[[Request], Awaitable[Response]]
@@ -80,7 +81,8 @@ class Guard:
         elif request.method == "POST":
             await self._pass_on_call(request, send_with_headers)
         else:
-            await self.app(scope, receive, send_with_headers)
+            is_page = get_route_path(scope) in {"", "/"}
+            await self.app(scope, receive, with_loading_line(send_with_headers) if is_page else send_with_headers)
 
     async def _own(self, request: Request) -> Response | None:
         """The answers of the login, and the files that make the page an app."""

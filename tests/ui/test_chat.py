@@ -286,6 +286,21 @@ def test_a_model_that_is_no_longer_served_is_reported_once(several: Page, page_u
     expect(several.get_by_role("alert")).to_have_count(0)
 
 
+def test_the_context_is_shown_after_a_reload_whichever_answer_comes_last(loaded: Page):
+    ask(loaded, QUESTION)
+    expect_answer(loaded)
+    held: list[Route] = []  # what opens the conversation, until the page knows its model
+    knows = False
+    loaded.route("**/run/predict*", lambda call: call.continue_() if knows else held.append(call))
+    loaded.reload()
+    expect(loaded.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
+    knows = True
+    for call in held:
+        call.continue_()
+    expect_answer(loaded)
+    expect(loaded.get_by_text("21 of 4,096 tokens of the context (1%).")).to_be_visible()
+
+
 def test_a_closed_tab_ends_the_upstream_request(loaded: Page, fake: Fake):
     """The last test of the tab, as another one would have to compile Gradio's scripts again."""
     fake.words = ["time "] * 2000

@@ -115,7 +115,7 @@ def test_lists_that_only_lose_the_focus_choose_nothing(several: Page):
     assert several.evaluate(STORED) is None
 
 
-def test_a_preset_that_is_chosen_again_fills_the_fields_again(loaded: Page):
+def test_a_preset_fills_the_fields_whenever_it_is_chosen_and_a_full_browser_keeps_none(loaded: Page):
     settings(loaded)
     temperature, preset = loaded.get_by_label("Temperature"), loaded.get_by_role("combobox", name="Preset")
     for _ in range(2):
@@ -126,6 +126,13 @@ def test_a_preset_that_is_chosen_again_fills_the_fields_again(loaded: Page):
     preset.press("ArrowUp")
     preset.press("Enter")
     expect(temperature).to_have_value("")
+    loaded.evaluate("console.error = () => {}")  # all that Gradio does about it
+    loaded.evaluate(FULL_STORAGE)
+    for said in ("This browser's storage is full, so the preset is lost when you leave.", "“mine” was saved."):
+        fill(loaded.get_by_label("Name of a preset"), "mine")
+        button(loaded, "Save preset").click()
+        expect(loaded.get_by_text(said)).to_be_visible()
+        loaded.evaluate("makeRoom()")
 
 
 def test_what_the_list_of_conversations_cannot_say_while_it_is_closed_stands_above_the_box(loaded: Page, fake: Fake):

@@ -38,6 +38,25 @@ def test_the_bar_says_what_is_served_and_a_phone_does_not_scroll_sideways(loaded
         assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+def test_until_its_scripts_are_there_the_page_says_that_it_loads(fake: Fake, page_url: str, tab: Page):
+    said = "getComputedStyle(document.body, '::before').content"
+    tab.route("**/assets/*.js", lambda call: call.abort())
+    tab.goto(page_url)
+    assert tab.evaluate(said) == '"Litmus is loading…"'
+    tab.unroute_all()
+    tab.goto(page_url)
+    expect(tab.locator("header.litmus")).to_be_visible()
+    assert tab.evaluate(said) == "none"
+
+
+def test_a_small_phone_shows_the_first_words_and_its_buttons_in_line(several: Page):
+    several.set_viewport_size({"width": 320, "height": 440})
+    room, lead = several.get_by_role("log").bounding_box(), several.locator(".empty .lead").bounding_box()
+    assert lead["y"] >= room["y"] and several.locator(".empty").bounding_box()["height"] > room["height"]
+    several.get_by_role("button", name="Conversations").click()
+    assert len(set(several.locator(".shelf .tools button").evaluate_all("all => all.map((each) => each.offsetHeight)"))) == 1
+
+
 def test_bold_letters_are_of_the_fonts_that_the_page_brings(loaded: Page):
     loaded.evaluate(BOLD)
     devtools = loaded.context.new_cdp_session(loaded)
@@ -115,6 +134,8 @@ def test_the_system_tab_is_live_only_while_it_is_open(loaded: Page, fake: Fake):
     expect(loaded.get_by_text("1 of 1 model ready")).to_be_visible()
     expect(loaded.get_by_text("served · 3 requests in flight · 412 MB")).to_be_visible()
     assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    fields = [loaded.get_by_label(name).bounding_box() for name in ("Model to estimate", "Its quantization", "It computes in")]
+    assert fields[0]["width"] > 280 and fields[1]["y"] == fields[2]["y"]
     fake.holds_estimate = True
     loaded.get_by_label("Model to estimate").fill("org/one")
     loaded.get_by_role("button", name="Estimate", exact=True).click()
@@ -150,6 +171,7 @@ def test_two_answers_are_compared_stopped_and_copied(several: Page, fake: Fake):
     several.get_by_role("tab", name="Compare").click()
     expect(several.get_by_role("combobox", name="Model A")).to_have_value("storyteller")
     expect(several.get_by_role("combobox", name="Model B")).to_have_value("base")
+    assert several.locator("#compare-actions .block").bounding_box()["width"] > 280
     several.get_by_label("Seed B").fill("7")
     expect(several.get_by_role("list", name="What differs")).to_contain_text("Seed A: random B: 7")
     several.get_by_label("Prompt for both").fill(QUESTION)
@@ -193,6 +215,8 @@ TABLES = {  # each text is read whole, or the line is named
     "id\ttext\n1\tone, two; three\n": "The first begins: “one, two; three”",
     "sep=;\nid;text\n1;one, two\n": "1 text to score. The first begins: “one, two”",
     '"sep=|"\r\nid|text\r\n1|one, two|x\r\n': "Line 3: it has 3 cells, the first line has 2. Put a text that has a | in quotation marks.",
+    'id,text\r1,"Hello,\rall, of you"\r2,Another\r': "2 texts to score. The first begins: “Hello,\rall, of you”",
+    'id,text\r\n1,"two\rlines"\r2,a\r3,a,b\r': "Line 5: it has 3 cells",
     "text,label\nshort,human\nHello, this,human\n": "Line 3: it has 3 cells, the first line has 2. Put a text",
 }
 ENCODED = [  # text, encoding, and what is said of the file
@@ -202,6 +226,7 @@ ENCODED = [  # text, encoding, and what is said of the file
     ("老国王走向大海。", "gbk", "This file is not in UTF-8"),
     ("one\x01two", "utf-8", "This is no text file: it has characters that no text has."),
     ("The café was crowded.", "utf-32", "This is no text file"),
+    ("One fox.\rTwo foxes.\r", "utf-8", "2 texts to score. The first begins: “One fox.”"),
     ("A fox.\x1a", "utf-8", "The first begins: “A fox."),
 ]
 CSV = 'name,text\na,"One ""quoted"", text\nof two lines"\n\na,Another <b>text</b>\n,\n'

@@ -26,6 +26,8 @@ window.litmus ??= {};
     let told = ""; // the sentence above the box
     let focused = null; // the control that has the focus, unless somebody clicked elsewhere since
     let part = ""; // of the page, in which it is
+    let begun = ""; // the step that was asked for last, until it has ended
+    let next = ""; // the step for which an answer is stopped
     let news = { words: "", at_ms: 0 }; // what the line says, and since when
 
     const find = (selector) => document.querySelector(selector);
@@ -35,18 +37,25 @@ window.litmus ??= {};
     // A step begins when the one before it has ended: Gradio would drop its click.
     let steps = Promise.resolve();
     litmus.act = (name, value = null) => {
+        const wanted = JSON.stringify([name, value]);
+        if (wanted === begun) return steps; // the second click of a double click
+        begun = wanted;
         hush();
-        return (steps = steps.then(() => step(name, value)));
+        return (steps = steps.then(() => step(name, wanted)).finally(() => (begun = begun === wanted ? "" : begun)));
     };
     litmus.acted = () => {};
+    litmus.stopping = (inputs) => [...inputs.slice(0, -1), next];
 
-    async function step(name, value) {
+    async function step(name, wanted) {
+        while (litmus.busy() && isSending(find("#live"))) await pause(POLL_MS); // Gradio cannot stop a stream that has not begun
         if (litmus.busy()) {
+            next = name;
             find("#stop").click();
             while (litmus.busy()) await pause(POLL_MS);
+            next = "";
         }
         const ended = new Promise((done) => (litmus.acted = done));
-        litmus.action = JSON.stringify([name, value]);
+        litmus.action = wanted;
         find("#act").click();
         await Promise.race([ended, pause(MAX_STEP_MS)]);
         if (INTO_THE_BOX.includes(name)) find(QUESTION).focus();
@@ -54,18 +63,21 @@ window.litmus ??= {};
         if (name === "score") find("#score-tab-button").click();
     }
 
+    const isSending = (line) => line?.dataset.state === "waiting" && !line.dataset.model; // as sending_html has it
+
     const canSend = (running, text, notice) => !running && !notice && text.trim() !== "";
 
     // Shows at once that a question is on its way to the server.
     litmus.sending = ([running, text, notice, line], sending) => (canSend(running, text, notice) ? sending : line);
 
-    // Empties the box at once: what is typed before the server has answered stays there. A text that cannot be sent now stays, too.
+    // Empties the box at once: what is typed before the server has answered stays there. A text that cannot be sent now stays, too. In the place of
+    // an edited question comes the draft that the edit found in the box.
     litmus.take = (inputs) => {
-        const [running, , text, , notice] = inputs;
+        const [running, , text, editing, notice] = inputs;
         if (canSend(running, text, notice)) {
             hush();
             litmus.taken(text);
-            litmus.fill(find(QUESTION), "");
+            litmus.fill(find(QUESTION), editing ? JSON.parse(editing)[1] : "");
         }
         return inputs;
     };

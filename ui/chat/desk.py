@@ -19,7 +19,7 @@ class Desk:
     kept: gr.Textbox
     draft: gr.JSON
     running: gr.Textbox
-    editing: gr.Textbox  # index of the question that is being edited, blank for none
+    editing: gr.Textbox  # index of the question that is being edited, and the draft that stood in the box before; blank for none
     banner: gr.HTML
     box: gr.Textbox
     send: gr.Button

@@ -35,7 +35,8 @@ def _stage(answer: Answer) -> tuple[str, str]:
         return answer.pause.state, answer.pause.words
     if answer.ttft_ms is not None:
         speed = "" if answer.tokens_per_s is None else f" · {answer.tokens_per_s:,.1f} tokens/s"
-        tokens = "" if answer.completion_tokens is None else f" · {answer.completion_tokens:,} tokens"
+        count = answer.completion_tokens
+        tokens = "" if count is None else f" · {count:,} {'token' if count == 1 else 'tokens'}"
         return ("answering" if answer.text else "thinking"), (
             f"{'Answering' if answer.text else 'Thinking'}{tokens}{speed} · first token after {answer.ttft_ms:,.0f} ms"
         )

@@ -3,6 +3,7 @@
 A preset is a list: its name, and the fields of `Form` in their order. Lists of texts are all that the page's calls may carry.
 """
 
+import json
 from typing import Any
 
 import gradio as gr
@@ -17,6 +18,13 @@ BUILT_IN = [  # fields: max_tokens, temperature, top_p, top_k, min_p, seed, stop
 ]
 FIELDS = len(BUILT_IN[0]) - 1
 PRESETS_KEPT = 50
+PRESETS_KEY = "litmus-presets"  # in localStorage
+STORED_BEFORE = f"(...all) => (litmus.presetsBefore = localStorage.getItem('{PRESETS_KEY}'), all)"
+SAVED = "was saved."
+FULL = (
+    "This browser's storage is full, so the preset is lost when you leave. Export conversations that you need, delete some, and save it "
+    "again."
+)
 NAME_LENGTH = 60  # letters
 Fields = list[str]
 Preset = list[str]
@@ -47,12 +55,13 @@ def _presets(page: gr.Blocks, chosen: gr.Dropdown, fields: list[gr.Textbox]) -> 
         delete = gr.Button("Delete preset", size="sm", min_width=90)
     said = gr.HTML("", padding=False, elem_id="preset-said")
     kept = gr.BrowserState([], storage_key="litmus-settings", secret="litmus")
-    presets = gr.BrowserState([], storage_key="litmus-presets", secret="litmus")
+    presets = gr.BrowserState([], storage_key=PRESETS_KEY, secret="litmus")
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     gr.on([field.change for field in fields], None, fields, kept, js="(...fields) => [fields]", **hidden)
     # Not `input`: Gradio raises it for every list that loses the focus, and what was typed since the choice would be lost.
     gr.on([chosen.change, chosen.select], apply, [chosen, presets], fields, **hidden)
-    save.click(saved, [name, presets, *fields], [presets, chosen, name, said], **hidden)
+    saving = save.click(saved, [name, presets, *fields], [presets, chosen, name, said], js=STORED_BEFORE, **hidden)
+    saving.then(None, said, said, js=_said_if_stored(), **hidden)
     delete.click(without, [chosen, presets], [presets, chosen, said], **hidden)
     page.load(restored, [kept, presets], [*fields, chosen], **hidden)
 
@@ -74,7 +83,16 @@ def saved(name: str, presets: list[Preset], *fields: str) -> tuple[Any, ...]:
     others = [preset for preset in sound(presets) if preset[0] != name]
     kept = [*others[-PRESETS_KEPT + 1 :], [name, *fields]]
     forgotten = f" The oldest of more than {PRESETS_KEPT} was deleted." if len(others) >= PRESETS_KEPT else ""
-    return kept, gr.update(choices=_names(kept), value=name), "", _status_html(f"“{name}” was saved.{forgotten}")
+    return kept, gr.update(choices=_names(kept), value=name), "", _status_html(f"“{name}” {SAVED}{forgotten}")
+
+
+def _said_if_stored() -> str:
+    """Gradio writes what is saved with another salt each time, and tells nobody that there was no room."""
+    return f"""async (said) => {{
+        await new Promise((done) => setTimeout(done)); // until it is written
+        const isStored = localStorage.getItem('{PRESETS_KEY}') !== litmus.presetsBefore;
+        return isStored || !said.includes("{SAVED}") ? said : {json.dumps(_status_html(FULL))};
+    }}"""
 
 
 def _not_saved(sentence: str) -> tuple[Any, ...]:

@@ -40,16 +40,23 @@ def send_question(running: str, kept: str, text: str, editing: str, notice: str 
     try:
         Form(*settings).request_fields()
         conversation = opened(kept)
-        return _start(conversation.edit(int(editing), text) if editing else conversation.ask(text)).updates
+        return _start(conversation.edit(_edited(editing)[0], text) if editing else conversation.ask(text)).updates
     except (ConversationError, FormError) as error:
         return Change(line=line.problem_html(str(error)), box=text).updates
 
 
-def act(action: str, running: str, kept: str, box: str, notice: str | None, served: Served, *settings: str) -> tuple[Any, ...]:
-    """What a button or a key asks for: a name, and an index or a text. `settings` are the fields of `Form`."""
+def act(  # noqa: PLR0913  (Gradio gives each component as an argument)
+    action: str, running: str, kept: str, box: str, editing: str, notice: str | None, served: Served, *settings: str
+) -> tuple[Any, ...]:
+    """What a button or a key asks for: a name, and an index or a text. `settings` are the fields of `Form`. A step that ends an edit puts
+    the draft back into the box.
+    """
     name, value = json.loads(action)
     try:
-        change = ACTIONS[name](opened(value if name == "open" else kept), value, served)
+        draft = _edited(editing)[1] if name == "cancel" else _draft(kept, box, editing)
+        change = ACTIONS[name](opened(value if name == "open" else kept), value, served, draft)
+        if editing and change.editing == "" and change.box is SKIP:
+            change = replace(change, box=draft)
         if starts := change.running not in (SKIP, ""):
             Form(*settings).request_fields()
     except (ConversationError, FormError) as error:
@@ -62,13 +69,17 @@ def finish(running: str, kept: str, draft: Draft, box: str, notice: str | None, 
     return Change().updates if not has_ended(draft) else stop(running, kept, draft, box, notice, served)
 
 
-def stop(running: str, kept: str, draft: Draft, box: str, notice: str | None, served: Served) -> tuple[Any, ...]:
-    """Makes a turn of the answer as far as it came. Puts a question without an answer back into an empty box."""
+def stop(  # noqa: PLR0913  (as for act)
+    running: str, kept: str, draft: Draft, box: str, notice: str | None, served: Served, step: str = ""
+) -> tuple[Any, ...]:
+    """Makes a turn of the answer as far as it came. Puts a question without an answer back into an empty box, unless the answer was stopped
+    for another `step`.
+    """
     if not running:
         return Change().updates
     conversation = opened(kept)
     text, thought, facts = unpack(draft) if draft else ("", "", Facts(finish="stopped"))
-    question = conversation.last.text if conversation.last is not None and not text and running == ANSWER else ""
+    question = conversation.last.text if conversation.last is not None and not text and not step and running == ANSWER else ""
     ended = conversation.answer(text, thought, facts) if running == ANSWER else conversation.extend(text, facts)
     change = _shown(ended, served)
     if running == CONTINUE and not text and facts.problem:
@@ -77,8 +88,10 @@ def stop(running: str, kept: str, draft: Draft, box: str, notice: str | None, se
 
 
 def redraw_line(running: str, kept: str, served: Served) -> Any:
-    """The context of another model."""
-    return gr.skip() if running else line.idle_html(opened(kept), context_of(served))
+    """The context of another model. The page asks when it knows the model and when it has its conversation, in whichever order: what still
+    lacks one of them draws nothing.
+    """
+    return gr.skip() if running or not kept or not served else line.idle_html(opened(kept), context_of(served))
 
 
 def send_update(running: str, notice: str | None) -> Any:
@@ -140,22 +153,41 @@ def _shown(conversation: Conversation, served: Served) -> Change:
     )
 
 
-def _undo(conversation: Conversation, _: Any, served: Served) -> Change:
+def _edited(editing: str) -> tuple[int, str]:
+    """The question that is being edited, and the draft that stood in the box before."""
+    index, draft = json.loads(editing or '[0, ""]')
+    return index, draft
+
+
+def _draft(kept: str, box: str, editing: str) -> str:
+    """What somebody has written and not sent: what stands in the box, but for an edited question as it was."""
+    if not editing:
+        return box
+    index, draft = _edited(editing)
+    return _joined(draft, "" if box == opened(kept).turns[index].text else box)
+
+
+def _joined(*texts: str) -> str:
+    return "\n\n".join(filter(None, texts))
+
+
+def _undo(conversation: Conversation, _: Any, served: Served, draft: str) -> Change:
+    """The question stands above what is in the box already."""
     before = conversation.undo()
     question = conversation.turns[conversation.path[len(before.path)]].text
-    return replace(_shown(before, served), box=question)
+    return replace(_shown(before, served), box=_joined(question, draft))
 
 
-def _edit(conversation: Conversation, index: int, _: Served) -> Change:
-    return Change(editing=str(index), banner=BANNER, box=conversation.turns[index].text)
+def _edit(conversation: Conversation, index: int, _: Served, draft: str) -> Change:
+    return Change(editing=json.dumps([index, draft]), banner=BANNER, box=conversation.turns[index].text)
 
 
-def _continue(conversation: Conversation, _: Any, __: Served) -> Change:
+def _continue(conversation: Conversation, *_: Any) -> Change:
     """Nothing where there is no answer to go on from."""
     return _start(conversation, CONTINUE) if conversation.last is not None and conversation.last.role == "assistant" else Change()
 
 
-def _score(conversation: Conversation, index: int, _: Served) -> Change:
+def _score(conversation: Conversation, index: int, *_: Any) -> Change:
     return Change(score_text=conversation.turns[index].text)
 
 
@@ -167,15 +199,15 @@ def _hidden() -> Any:
     return gr.update(visible=False)
 
 
-ACTIONS: dict[str, Callable[[Conversation, Any, Served], Change]] = {
-    "open": lambda conversation, _, served: _shown(conversation, served),
-    "new": lambda _, __, served: _shown(opened(""), served),
-    "show": lambda conversation, index, served: _shown(conversation.show(index), served),
+ACTIONS: dict[str, Callable[[Conversation, Any, Served, str], Change]] = {
+    "open": lambda conversation, _, served, __: _shown(conversation, served),
+    "new": lambda _, __, served, ___: _shown(opened(""), served),
+    "show": lambda conversation, index, served, _: _shown(conversation.show(index), served),
     "undo": _undo,
     "edit": _edit,
-    "cancel": lambda _, __, ___: Change(editing="", banner="", box=""),
-    "write": lambda _, text, __: Change(box=text),
-    "retry": lambda conversation, index, _: _start(conversation.retry(index)),
+    "cancel": lambda *_: Change(editing="", banner=""),
+    "write": lambda _, text, *__: Change(box=text),
+    "retry": lambda conversation, index, *_: _start(conversation.retry(index)),
     "continue": _continue,
     "score": _score,
 }

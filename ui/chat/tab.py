@@ -84,17 +84,19 @@ class ChatTab:
             **HIDDEN,
         )
         asked.success(None, None, None, js="() => litmus.taken('')", **HIDDEN)
-        inputs = [self.action, self.running, self.kept, self.box, self.notice, self.served, *self.settings]
+        inputs = [self.action, self.running, self.kept, self.box, self.editing, self.notice, self.served, *self.settings]
         acted = self.act.click(steps.act, inputs, desk.outputs, js="(...all) => litmus.inputs(all)", queue=False, **HIDDEN)
         acted.then(None, None, None, js="() => litmus.acted()", **HIDDEN)
         opened = page.load(steps.act, inputs, desk.outputs, js="(...all) => litmus.firstInputs(all)", queue=False, **HIDDEN)
         opened.then(None, None, None, js="() => litmus.restore()", **HIDDEN)
+        opened.then(steps.redraw_line, [self.running, self.kept, self.served], self.line, queue=False, **HIDDEN)
         ends = [self.running, self.kept, self.draft, self.box, self.notice, self.served]
         inputs = [self.running, self.draft, self.kept, model, self.served, *self.settings]
         answered = [step.then(answer_handler(visitors), inputs, desk.outputs, **HIDDEN) for step in (asked, acted)]
         for stream in answered:
             stream.then(steps.finish, ends, desk.outputs, queue=False, **HIDDEN)
-        self.stop.click(None, cancels=answered).then(steps.stop, ends, desk.outputs, queue=False, **HIDDEN)
+        stopped, inputs = self.stop.click(None, cancels=answered), [*ends, self.action]
+        stopped.then(steps.stop, inputs, desk.outputs, js="(...all) => litmus.stopping(all)", queue=False, **HIDDEN)
         inputs = [self.kept, self.draft, self.running]
         ended = [self.line, *inputs, self.send, self.stop]
         self.lost.click(None, inputs, ended, js="(...all) => litmus.cutOff(all)", **HIDDEN)

@@ -23,20 +23,23 @@ function decoded(bytes) {
     return text;
 }
 
+const BREAK = /\r\n|\r|\n/; // as of Windows, of an old Mac, and of all others
+
 // The rows of a CSV file, each with the number of the line that it begins in. A cell in quotes may hold separators, line breaks and doubled quotes.
 function* csvRows(text, separator) {
     let row = [], cell = "", quoted = false, line = 1, begins = 1;
     const isRow = () => row.push(cell) > 1 || row[0].trim();
     for (let at = 0; at < text.length; at += 1) {
         const letter = text[at];
-        if (letter === "\n") line += 1;
+        const breaks = letter === "\n" || (letter === "\r" && text[at + 1] !== "\n");
+        if (breaks) line += 1;
         if (quoted && letter === '"' && text[at + 1] === '"') cell += text[(at += 1)];
         else if (letter === '"' && (quoted || !cell)) quoted = !quoted;
         else if (quoted) cell += letter;
         else if (letter === separator) {
             row.push(cell);
             cell = "";
-        } else if (letter === "\n") {
+        } else if (breaks) {
             if (isRow()) yield { cells: row, line: begins };
             [row, cell, begins] = [[], "", line];
         } else if (letter !== "\r") cell += letter;
@@ -70,7 +73,7 @@ function textsOfCsv(text) {
     });
 }
 
-const textsOfLines = (text) => text.split(/\r?\n/).map((line, index) => ({ text: line, line: index + 1, name: "" }));
+const textsOfLines = (text) => text.split(BREAK).map((line, index) => ({ text: line, line: index + 1, name: "" }));
 
 // [{text, line, name}] of a .csv or .txt file, without blank ones. Throws an Error whose message is for the visitor.
 function textsOf(fileName, content) {

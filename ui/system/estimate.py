@@ -20,11 +20,11 @@ NO_MODEL = "Name a model: a served one, auto for the default one, or a hub name.
 def estimate_form(visitors: Visitors) -> None:
     gr.HTML("<h2>How much memory would a model take?</h2>", padding=False)
     with gr.Row():
-        model = _textbox("Model to estimate", "a served one, auto, a hub name")
-        quantize = gr.Dropdown([*QUANTIZATIONS], value=QUANTIZATIONS[0], label="Quantization of the estimate", min_width=140)
+        model = _textbox("Model to estimate", "a served one, auto, a hub name", min_width=280)
+        quantize = gr.Dropdown([*QUANTIZATIONS], value=QUANTIZATIONS[0], label="Its quantization", min_width=140)
         dtype = gr.Dropdown([*DTYPES], value=DTYPES[0], label="It computes in", min_width=140)
     with gr.Row():
-        context = _textbox("Context, tokens", "the model's own when blank")
+        context = _textbox("Context, tokens", "the model's own")
         slots = _textbox("Number of slots", "8 when blank")
         fine_tune = gr.Dropdown([("no, serve it", ""), *FINE_TUNING], value="", label="Fine-tune it?", min_width=140)
     ask = gr.Button(ESTIMATE, min_width=140)
@@ -42,8 +42,8 @@ def begin() -> tuple[str, dict[str, Any]]:
     return f'<p class="status busy" role="status">{ESTIMATING}</p>', gr.update(value=ESTIMATING, interactive=False)
 
 
-def _textbox(label: str, placeholder: str) -> gr.Textbox:
-    return gr.Textbox(value="", label=label, placeholder=placeholder, max_lines=1, min_width=140)
+def _textbox(label: str, placeholder: str, min_width: int = 140) -> gr.Textbox:
+    return gr.Textbox(value="", label=label, placeholder=placeholder, max_lines=1, min_width=min_width)
 
 
 def estimate_handler(visitors: Visitors) -> Callable[..., Awaitable[str]]:

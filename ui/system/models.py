@@ -29,7 +29,7 @@ class ModelsPanel:
         with gr.Column(visible=False) as form:
             with gr.Row():
                 name = gr.Dropdown([], value=None, label="Name of the model", allow_custom_value=True, interactive=True, min_width=200)
-                path = _textbox("Path", "as it is; a folder, a GGUF file, a hub name")
+                path = _textbox("Path", "as it is; a folder, a GGUF file, a hub name", min_width=280)
             fields = [path, *_setting_fields()]
             with gr.Row():
                 load = gr.Button("Load this version", variant="primary", min_width=140)
@@ -59,8 +59,8 @@ def _setting_fields() -> list[gr.components.Component]:
         return [quantize, dtype, _textbox("Context, tokens", "as it is"), _textbox("Slots", "as it is")]
 
 
-def _textbox(label: str, placeholder: str) -> gr.Textbox:
-    return gr.Textbox(value="", label=label, placeholder=placeholder, max_lines=1, min_width=140)
+def _textbox(label: str, placeholder: str, min_width: int = 140) -> gr.Textbox:
+    return gr.Textbox(value="", label=label, placeholder=placeholder, max_lines=1, min_width=min_width)
 
 
 async def listed(caller: Client, first: bool) -> tuple[Any, ...]:

@@ -36,7 +36,7 @@ def number_text(value: float) -> str:
     """A rate or a count: 0, 0.04, 97.3, 1,240."""
     if value >= 100 or float(value).is_integer():
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+    return f"{value:.1f}" if value >= 1 else f"{round(value, 2):g}"
 
 
 def share_text(share: float) -> str:

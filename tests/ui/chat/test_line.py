@@ -27,7 +27,7 @@ def test_the_line_follows_an_answer_from_the_queue_to_its_last_token():
     answer.add(Chunk(progress=PromptProgress(412, 1024)), 0.3)
     assert (words(answer), state(answer)) == ("Reading the prompt: 412 of 1,024 tokens", "reading")
     answer.add(Chunk(thought="Hm", usage=Usage(prompt_tokens=1024, completion_tokens=1, total_tokens=1025)), 0.5)
-    assert state(answer) == "thinking"
+    assert state(answer) == "thinking" and words(answer).startswith("Thinking · 1 token ·")
     answer.add(Chunk("Once", usage=Usage(prompt_tokens=1024, completion_tokens=11, total_tokens=1035)), 1.5)
     assert words(answer) == ("Answering · 11 tokens · 10.0 tokens/s · first token after 500 ms1,035 of 4,096 tokens of the context (25%).")
 

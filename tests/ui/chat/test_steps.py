@@ -20,8 +20,10 @@ def changes(updates: tuple[Any, ...]) -> dict[str, Any]:
     return {name: value for name, value in zip(NAMES, updates, strict=True) if value != gr.skip()}
 
 
-def act(name: str, value: Any = None, kept: str = TALK.dump(), running: str = "", notice: str = "") -> dict[str, Any]:
-    return changes(steps.act(json.dumps([name, value]), running, kept, "", notice, SERVED))
+def act(
+    name: str, value: Any = None, kept: str = TALK.dump(), running: str = "", notice: str = "", box: str = "", editing: str = ""
+) -> dict[str, Any]:
+    return changes(steps.act(json.dumps([name, value]), running, kept, box, editing, notice, SERVED))
 
 
 def test_a_question_starts_an_answer():
@@ -41,7 +43,7 @@ def test_a_running_answer_and_a_mute_model_return_the_question(args: tuple[str, 
 
 
 def test_an_edited_question_starts_a_branch():
-    conversation = load(changes(steps.send_question("", TALK.dump(), "Where?", "0", ""))["kept"])
+    conversation = load(changes(steps.send_question("", TALK.dump(), "Where?", '[0, ""]', ""))["kept"])
     assert (conversation.path, conversation.turns[2].text) == ([2], "Where?")
 
 
@@ -55,9 +57,9 @@ def test_settings_out_of_bounds_are_told_before_anything_is_sent():
     hot = ("", "9")
     change = changes(steps.send_question("", "", "Who?", "", "", *hot))
     assert list(change) == ["line", "box"] and "Temperature must be a number from 0 to 2" in change["line"] and change["box"] == "Who?"
-    retried = changes(steps.act('["retry", 1]', "", TALK.dump(), "", "", SERVED, *hot))
+    retried = changes(steps.act('["retry", 1]', "", TALK.dump(), "", "", "", SERVED, *hot))
     assert list(retried) == ["line"] and "Temperature" in retried["line"]
-    assert changes(steps.act('["undo", 1]', "", TALK.dump(), "", "", SERVED, *hot))["box"] == "Who?"
+    assert changes(steps.act('["undo", 1]', "", TALK.dump(), "", "", "", SERVED, *hot))["box"] == "Who?"
 
 
 def test_an_answer_that_ended_becomes_a_turn():
@@ -82,6 +84,7 @@ def test_a_question_without_an_answer_returns_to_an_empty_box(box: str, after: s
     change = changes(steps.stop("answer", Conversation(id="c").ask("Who?").dump(), [], box, "", SERVED))
     assert change["box"] == after
     assert load(change["kept"]).turns[1].facts == Facts(finish="stopped")
+    assert "box" not in changes(steps.stop("answer", Conversation(id="c").ask("Who?").dump(), [], "", "", SERVED, "retry"))
 
 
 def test_a_continued_answer_grows():
@@ -102,10 +105,22 @@ def test_actions_choose_what_is_shown():
     assert load(act("undo")["kept"]).path == [] and act("undo")["box"] == "Who?"
     branched = TALK.edit(0, "Where?")
     assert load(act("show", 0, kept=branched.dump())["kept"]).path == [0, 1]
-    assert act("edit", 0) == {"editing": "0", "banner": steps.BANNER, "box": "Who?"}
-    assert act("cancel") == {"editing": "", "banner": "", "box": ""}
+    assert act("edit", 0) == {"editing": '[0, ""]', "banner": steps.BANNER, "box": "Who?"}
+    assert act("cancel", editing='[0, ""]', box="Where?") == {"editing": "", "banner": "", "box": ""}
     assert act("write", "Tell me.") == {"box": "Tell me."}
     assert act("score", 1) == {"score_text": "Me."}
+
+
+def test_a_draft_is_not_lost_to_an_old_question():
+    editing = act("edit", 0, box="A draft")["editing"]
+    assert act("cancel", editing=editing, box="Where?")["box"] == "A draft"
+    assert act("undo", box="A draft")["box"] == "Who?\n\nA draft"
+    asked_again = TALK.edit(0, "Where?")
+    assert act("edit", 2, kept=asked_again.dump(), editing=editing, box="Who?")["editing"] == '[2, "A draft"]'
+    for name, value in (("show", 0), ("new", None), ("open", asked_again.dump()), ("retry", 1)):
+        assert act(name, value, editing=editing, box="Who?")["box"] == "A draft"
+        assert act(name, value, editing=editing, box="Who are")["box"] == "A draft\n\nWho are"
+        assert "box" not in act(name, value, box="A draft")
 
 
 def test_actions_start_an_answer_where_the_model_can_chat():
@@ -119,5 +134,6 @@ def test_actions_start_an_answer_where_the_model_can_chat():
 
 def test_the_line_and_the_button_follow_another_model_unless_an_answer_runs():
     assert "8 of 100 tokens" in steps.redraw_line("", TALK.dump(), ["big", "nf4", 100])
+    assert steps.redraw_line("", "", SERVED) == gr.skip() == steps.redraw_line("", TALK.dump(), [])
     assert steps.redraw_line("answer", TALK.dump(), SERVED) == gr.skip() == steps.send_update("answer", "")
     assert (steps.send_update("", "mute")["interactive"], steps.send_update("", "")["interactive"]) == (False, True)
