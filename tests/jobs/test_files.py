@@ -274,6 +274,8 @@ def test_an_unknown_field_is_left_out_and_named(hosted):
     answer = post(hosted, fields={**UPLOAD, "colour": "red", "size": "x" * 1024})
     assert (answer.status_code, answer.headers["x-litmus-ignored"]) == (200, "colour, size") and len(on_disk(hosted)) == 1
     assert post(hosted, fields={**UPLOAD, "colour": "x" * 1025}).json()["error"]["param"] == "colour"
+    described = httpx.get(f"{hosted.url}/openapi.json", trust_env=False).json()["paths"]["/v1/files"]["post"]["requestBody"]["content"]
+    assert "additionalProperties" not in described["multipart/form-data"]["schema"]
 
 
 def test_a_name_comes_back_as_it_was(hosted):
