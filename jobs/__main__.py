@@ -53,6 +53,13 @@ def quiet_libraries() -> None:
     for name in ("celery", "kombu", "amqp"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("kombu.connection").setLevel(logging.ERROR)  # it wonders that the filesystem has no host
+    logging.getLogger("celery.app.trace").addFilter(_without_exception)
+
+
+def _without_exception(record: logging.LogRecord) -> bool:
+    """Celery writes the exception that ended a task into its message, and that may quote a line of somebody's file."""
+    record.msg, record.args = "a task of Celery ended, or could not begin", None
+    return True
 
 
 def beside(arguments: Sequence[str]) -> tuple[int | None, Sequence[str]]:

@@ -52,6 +52,7 @@ class Check:
         if line.text is None:
             raise Problem("line_too_long", f"the line is longer than {self.max_line_bytes} bytes (server.max_body_bytes)")
         request = parsed(line.text)
+        check_sendable(request)
         missing = sorted(FIELDS - set(request))
         if missing:
             raise Problem("missing_required_parameter", f"'{missing[0]}' is missing", missing[0])
@@ -93,6 +94,20 @@ def parsed(text: bytes) -> dict[str, Any]:
     if not isinstance(request, dict):
         raise Problem("invalid_json_line", "the line must be a JSON object")
     return request
+
+
+def check_sendable(request: dict[str, Any]) -> None:
+    """Raises `Problem` for what Python's parser takes and no JSON in UTF-8 can have."""
+    try:
+        json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise Problem(
+            "invalid_json_line", "a text is no Unicode: it has half of a character, such as \\ud83d without the other half"
+        ) from None
+    except (ValueError, RecursionError):
+        raise Problem(
+            "invalid_json_line", "the line has NaN or Infinity, a number that is too large, or too many brackets in each other"
+        ) from None
 
 
 async def check_input(task: Task, server: Server, leases: Leases, check: Check, lines_per_task: int) -> None:

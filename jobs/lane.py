@@ -85,6 +85,11 @@ class Lane:
                 raise
             log.warning("a fine-tuning job waits %.0f s: %s", PAUSE_S, type(error).__name__, extra=where)
             await asyncio.to_thread(self._runs.release, claim, PAUSE_S)
+        except LeaseLost:
+            raise
+        except Exception as error:  # whatever one job meets, those of others go on
+            log.error("a fine-tuning job was ended by %s, and waits %.0f s", type(error).__name__, PAUSE_S, exc_info=error, extra=where)
+            await asyncio.to_thread(self._runs.release, claim, PAUSE_S, failed=True)
 
     async def _fail_full(self, claim: Claim) -> None:
         """The disk takes nothing more of this job, be it its files or its rows in the table; a result that is whole would wait for room."""

@@ -103,10 +103,11 @@ class Leases:
         with self._database.transaction() as connection:
             return set(connection.execute(query).scalars())
 
-    def release(self, task: Task, pause_s: float = 0.0) -> None:
-        """Give the task back, to be taken after a pause."""
+    def release(self, task: Task, pause_s: float = 0.0, failed: bool = False) -> None:
+        """Give the task back, to be taken after a pause. `failed`: it counts as an attempt."""
+        attempts = {} if failed else {"attempts": 0}
         with self._database.transaction() as connection:
-            self.write(connection, task, due=self._database.now() + pause_s, attempts=0)
+            self.write(connection, task, due=self._database.now() + pause_s, **attempts)
 
     def complete(self, task: Task) -> None:
         """The task is done, with or without all of its lines. After the last one of a batch its files are due."""

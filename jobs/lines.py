@@ -17,6 +17,7 @@ from jobs.server import Answer, Server, Unavailable
 log = logging.getLogger(__name__)
 
 TAKES_SLOT = frozenset({"/v1/chat/completions", "/v1/completions"})
+LINE_ENDS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}  # JSON may have them raw, and Python's splitlines() cuts there
 TIER = "flex"  # batch work fills idle slots and gives way to people
 
 
@@ -100,13 +101,17 @@ class Lines:
             tries += 1
             try:
                 answer = await self._server.answer(self.task, body)
+                if not policy.tries_again(None if answer is None else answer.status, tries):
+                    return _result(self.task, n, request["custom_id"], answer)
             except Unavailable as error:
                 if tries == 1:
                     log.warning("a line waits for the server, and is sent again: %s", error)
                 await asyncio.sleep(policy.pause_s(tries))
                 continue
-            if not policy.tries_again(None if answer is None else answer.status, tries):
-                return _result(self.task, n, request["custom_id"], answer)
+            except Exception as error:  # noqa: BLE001 - whatever one line meets, the others go on
+                log.error("a line was ended by %s", type(error).__name__, extra={"fields": {"batch": self.task.batch, "line": n + 1}})
+                message = f"the line could not be sent, or its answer not be kept ({type(error).__name__})"
+                return failed(self.task, n, request["custom_id"], "line_failed", message)
             await asyncio.sleep(policy.pause_s(tries, None if answer is None else policy.retry_after_s(answer.retry_after)))
 
 
@@ -122,5 +127,9 @@ def failed(task: Task, n: int, custom_id: str, code: str, message: str) -> Resul
 
 
 def _line(task: Task, n: int, custom_id: str, response: LineResponse | None = None, error: LineError | None = None) -> str:
-    fields: dict[str, Any] = {"response": response, "error": error}
-    return OutputLine(id=f"batch_req_{task.batch.removeprefix('batch_')[:24]}{n:08x}", custom_id=custom_id, **fields).model_dump_json()
+    id = f"batch_req_{task.batch.removeprefix('batch_')[:24]}{n:08x}"
+    known = custom_id.encode("utf-8", "replace").decode()  # in files that an earlier version has checked it may be no Unicode
+    text = OutputLine(id=id, custom_id=known, response=response, error=error).model_dump_json()
+    for letter, escape in LINE_ENDS.items():
+        text = text.replace(letter, escape)
+    return text

@@ -182,7 +182,7 @@ class Trial:
             shown = self._shown(batch)
             for counter, file in ((answers, shown["output_file_id"]), (errors, shown["error_file_id"])):
                 text = self._http.get(f"/v1/files/{file}/content").text if file else ""
-                counter.update(json.loads(line)["custom_id"] for line in text.splitlines())
+                counter.update(json.loads(line)["custom_id"] for line in text.split("\n") if line)
         return {
             "lines_in": expected.total(),
             "answers": answers.total(),

@@ -68,16 +68,23 @@ class Worker:
         except (Unavailable, OSError) as error:
             log.warning("a task waits %.0f s: %s", PAUSE_S, error if isinstance(error, Unavailable) else type(error).__name__, extra=where)
             await asyncio.to_thread(self._leases.release, task, PAUSE_S)
+        except (LeaseLost, DBAPIError):
+            raise
+        except Exception as error:  # whatever one task meets, those of others go on
+            log.error("a task was ended by %s, and waits %.0f s", type(error).__name__, PAUSE_S, exc_info=error, extra=where)
+            await asyncio.to_thread(self._leases.release, task, PAUSE_S, failed=True)
 
     async def _lose(self, task: Task, where: dict[str, Any]) -> None:
         """What every worker that took it was lost over. Answers that are committed are kept, until somebody can make the files of them."""
-        lost = "a task lost %d workers one after the other: it %s"
+        lost = "a task ended %d tries of workers one after the other: it %s"
         if task.kind == FINISH and await asyncio.to_thread(self._leases.has_results, task.batch):
             log.error(lost, task.attempts - 1, f"is tried again in {LONG_PAUSE_S:.0f} s, as its batch has answers", extra=where)
             await asyncio.to_thread(self._leases.release, task, LONG_PAUSE_S)
         else:
             log.error(lost, task.attempts - 1, "is not tried again", extra=where)
-            await self._give_up(task, "worker_lost", "every worker that took this batch was lost; the server's log says more")
+            await self._give_up(
+                task, "worker_lost", "every worker that took this batch was lost or met an error; the server's log says more"
+            )
 
     async def _run_kind(self, task: Task, server: Server) -> None:
         if task.kind == CHECK:

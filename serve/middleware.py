@@ -143,12 +143,14 @@ def install(
 
 def _corrected(document: dict[str, Any], strict: bool) -> dict[str, Any]:
     """Remove the 422 that FastAPI documents for every route, as an invalid body is a 400 here, and what forbids unknown fields."""
+    schemas = [*document["components"]["schemas"].values()]
     for methods in document["paths"].values():
         for operation in methods.values():
             operation["responses"].pop("422", None)
+            schemas += [each["schema"] for each in operation.get("requestBody", {}).get("content", {}).values()]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
-    for schema in document["components"]["schemas"].values() if not strict else ():
+    for schema in schemas if not strict else ():
         if schema.get("additionalProperties") is False:
             del schema["additionalProperties"]
     return document

@@ -189,7 +189,8 @@ def name_of(model: str, suffix: str | None, id: str) -> str:
 
 
 def note(connection: Connection, id: str, now: float, message: str, **more: Any) -> None:
-    """An event. `more`: level, kind, data, step."""
+    """An event. `more`: level, kind, data, step. What no table takes of the message is replaced: halves of characters, and NUL."""
+    message = message.encode("utf-8", "replace").decode().replace("\0", "?")
     last = connection.execute(select(func.max(tuning_events.c.id)).where(tuning_events.c.tuning == id)).scalar()
     number = 0 if last is None else int(last.rsplit("-", 1)[1]) + 1
     data = more.pop("data", None)

@@ -12,11 +12,11 @@ from app.errors import InvalidRequest
 _FIELDS: ContextVar[list[str] | None] = ContextVar("ignored_fields", default=None)
 
 
-def ignore(param: str, why: str) -> None:
+def ignore(param: str, why: str, code: str = "unsupported_parameter") -> None:
     """Leave a field out. Raises `InvalidRequest` where nothing may be left out, as with `server.strict`."""
     fields = _FIELDS.get()
     if fields is None:
-        raise InvalidRequest(f"{param}: {why}", param=param, code="unsupported_parameter")
+        raise InvalidRequest(f"{param}: {why}", param=param, code=code)
     fields.append(param)
 
 

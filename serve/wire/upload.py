@@ -1,4 +1,4 @@
-"""A multipart form with one file, read while it comes in: fields are kept, the file goes on in pieces. Knows no disk.
+"""A multipart form with one file, read while it comes in: known fields are kept, the file goes on in pieces. Knows no disk.
 
 FastAPI's own form would keep a file of any size before the route could refuse it.
 """
@@ -11,12 +11,15 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from app.errors import InvalidRequest, UnsupportedMediaType
+from serve.wire.ignored import ignore
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 MAX_FIELD_BYTES = 1024
 MAX_HEADER_BYTES = 4096  # of a part
+PARSED_BYTES = 2**20  # of a header that the parser takes: more than come at once, so that ours is the one that refuses it
+ESCAPED = {"%22": '"', "%0D": "\r", "%0A": "\n"}  # how browsers and httpx write these in a file's name, and nothing else
 MAX_PARTS = 16
 MAX_NAME = 255  # characters of a file's name
 
@@ -32,7 +35,7 @@ class Form:
         self._value = bytearray()
         self._ended = False
         try:
-            self._parser = MultipartParser(_boundary(content_type), self._callbacks())
+            self._parser = MultipartParser(_boundary(content_type), self._callbacks(), max_header_size=PARSED_BYTES)
         except FormParserError as error:
             raise UnsupportedMediaType("the boundary of the form is too long") from error
 
@@ -72,7 +75,9 @@ class Form:
     def _add_header(self, which: int, data: bytes) -> None:
         self._header[which] += data
         if len(self._header[which]) > MAX_HEADER_BYTES:
-            raise InvalidRequest("a part of the form has a header that is too long", code="invalid_form")
+            raise InvalidRequest(
+                f"a part of the form has a header of more than {MAX_HEADER_BYTES} bytes; a shorter file name may do", code="invalid_form"
+            )
 
     def _end_header(self) -> None:
         name, value = (part.decode("utf-8", "replace") for part in self._header)
@@ -83,14 +88,18 @@ class Form:
         name = self._headers.get_param("name", header="content-disposition")
         self._name = name if isinstance(name, str) else ""
         filename = self._headers.get_filename()
+        if not self._name:
+            raise InvalidRequest("a part of the form has no name", code="invalid_form")
         if self._name not in self._allowed:
-            raise InvalidRequest(f"unknown parameter '{self._name[:64]}'", param=self._name[:64], code="unknown_parameter")
+            ignore(self._name[:64], "unknown parameter", "unknown_parameter")
+            return
         if self._name in self.fields or (self._name == "file" and self.filename is not None):
             raise InvalidRequest(f"'{self._name}' is there twice", param=self._name)
         if (self._name == "file") != (filename is not None):
             raise InvalidRequest(f"'{self._name}': a file has a file name, and no other field has", param=self._name)
         if filename is not None:
-            self.filename = shown_name(filename)
+            is_plain = isinstance(self._headers.get_param("filename", header="content-disposition"), str)  # not RFC 2231's filename*
+            self.filename = shown_name(unescaped(filename) if is_plain else filename)
 
     def _add(self, data: bytes) -> None:
         if self._name == "file":
@@ -101,7 +110,7 @@ class Form:
             raise InvalidRequest(f"'{self._name}' is longer than {MAX_FIELD_BYTES} bytes", param=self._name)
 
     def _end_part(self) -> None:
-        if self._name != "file":
+        if self._name in self._allowed and self._name != "file":
             self.fields[self._name] = self._value.decode("utf-8", "replace")
 
     def _end(self) -> None:
@@ -116,6 +125,12 @@ def _boundary(content_type: str) -> bytes:
     if header.get_content_type() != "multipart/form-data" or not isinstance(boundary, str) or not boundary:
         raise UnsupportedMediaType("a file is uploaded as multipart/form-data with a boundary in the header Content-Type")
     return boundary.encode("latin-1", "replace")
+
+
+def unescaped(filename: str) -> str:
+    for escape, letter in ESCAPED.items():
+        filename = filename.replace(escape, letter)
+    return filename
 
 
 def shown_name(filename: str) -> str:

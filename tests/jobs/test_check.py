@@ -38,6 +38,13 @@ def row(**changes):
         (row() + b"\xff\xfe\n", "invalid_json_line", 2, "not JSON"),
         (b"[" * 150 + b"\n", "invalid_json_line", 1, "not JSON"),
         (b"[1]\n", "invalid_json_line", 1, "object"),
+        (row(custom_id="\ud800"), "invalid_json_line", 1, "no Unicode"),
+        (row(body={"text": "a \ud83d b"}), "invalid_json_line", 1, "no Unicode"),
+        (row(**{"\ud800": 1}), "invalid_json_line", 1, "no Unicode"),
+        (row().replace(b"hi", b"\xed\xa0\x80"), "invalid_json_line", 1, "no Unicode"),
+        (row(body={"text": "hi", "x": float("nan")}), "invalid_json_line", 1, "NaN"),
+        (row(body={"text": "hi", "seed": -float("inf")}), "invalid_json_line", 1, "Infinity"),
+        (row().replace(b'"hi"', b"1e999"), "invalid_json_line", 1, "too large"),
         (row(method="GET"), "invalid_method", 1, "POST"),
         (row(url="/v1/completions"), "invalid_url", 1, "/v1/score"),
         (row(url=...), "missing_required_parameter", 1, "'url'"),
@@ -93,3 +100,7 @@ def test_lines_are_the_same_in_chunks_of_any_size(lines, size, ending):
 
 def test_a_mark_of_the_byte_order_is_no_part_of_the_first_line():
     assert not read(b"\xef\xbb\xbf" + row()).problems
+
+
+def test_a_character_may_be_written_in_two_halves():
+    assert not read(row(custom_id="\U0001f600", body={"text": "\u2028"})).problems and b"\\ud83d\\ude00" in row(custom_id="\U0001f600")

@@ -91,7 +91,6 @@ def test_files_and_their_folder_are_the_owners_alone(hosted):
         ({}, "purpose"),
         ({"purpose": "assistants"}, "purpose"),
         ({"purpose": "batch_output"}, "purpose"),
-        ({"purpose": "batch", "colour": "red"}, "colour"),
         ({"purpose": "batch", "expires_after[anchor]": "now", "expires_after[seconds]": "3600"}, "expires_after[anchor]"),
         ({"purpose": "batch", "expires_after[anchor]": "created_at"}, "expires_after[seconds]"),
         ({"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"}, "expires_after[seconds]"),
@@ -269,3 +268,27 @@ def test_files_without_a_row_and_expired_ones_are_removed(hosted):
 
     asyncio.run(asyncio.wait_for(once(), 60))
     assert on_disk(hosted) == sorted([kept.id, fresh.name])
+
+
+def test_an_unknown_field_is_left_out_and_named(hosted):
+    answer = post(hosted, fields={**UPLOAD, "colour": "red", "size": "x" * 1024})
+    assert (answer.status_code, answer.headers["x-litmus-ignored"]) == (200, "colour, size") and len(on_disk(hosted)) == 1
+    assert post(hosted, fields={**UPLOAD, "colour": "x" * 1025}).json()["error"]["param"] == "colour"
+    described = httpx.get(f"{hosted.url}/openapi.json", trust_env=False).json()["paths"]["/v1/files"]["post"]["requestBody"]["content"]
+    assert "additionalProperties" not in described["multipart/form-data"]["schema"]
+
+
+def test_a_name_comes_back_as_it_was(hosted):
+    made = post(hosted, name='a "b" ä%.jsonl').json()
+    assert made["filename"] == 'a "b" ä%.jsonl'
+    content = httpx.get(f"{hosted.url}/v1/files/{made['id']}/content", trust_env=False)
+    assert content.headers["content-disposition"].endswith("a%20%22b%22%20%C3%A4%25.jsonl")
+
+
+def test_a_name_that_is_too_long_is_said(hosted):
+    error = post(hosted, name="a" * 5000).json()["error"]
+    assert (error["code"], error["message"]) == (
+        "invalid_form",
+        "a part of the form has a header of more than 4096 bytes; a shorter file name may do",
+    )
+    assert len(post(hosted, name="a" * 3000).json()["filename"]) == 255

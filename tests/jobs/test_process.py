@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 import redis as redis_client
+from celery.app.trace import build_tracer
 from ports import free_port
 from serving import wait_for
 
 from app.log import JSONFormatter
 from app.settings import JobSettings
-from jobs.__main__ import beside, end_process
+from jobs.__main__ import beside, end_process, quiet_libraries
 from jobs.broker import QUEUE, Waker, create_celery
 
 ROOT = Path(__file__).parents[2]
+SECRET = "planted"
 
 
 @pytest.fixture
@@ -134,3 +136,17 @@ def test_settings_that_cannot_work_are_refused_by_name(arguments, said):
 
     with pytest.raises(SetupError, match=said):
         work(read(arguments, "jobs"), None)
+
+
+def test_celery_quotes_no_exception(tmp_path, caplog):
+    app = create_celery(JobSettings(folder=str(tmp_path)))
+    quiet_libraries()
+
+    @app.task
+    def fails():
+        raise ValueError(SECRET)
+
+    build_tracer(fails.name, fails, app=app)("id", (), {}, {"id": "id", "is_eager": True})
+    (record,) = [each for each in caplog.records if each.name == "celery.app.trace"]
+    said = JSONFormatter().format(record)
+    assert "ValueError (its message is not logged)" in said and SECRET not in said

@@ -8,6 +8,8 @@ from tuning_jobs import FullDisk, events, reached, run_folder, start, steps, upl
 from app.ledger.folder import Folder
 from app.ledger.recipe import Run
 from app.ledger.room import RESERVE_BYTES
+from app.ledger.tunings import note
+from app.log import JSONFormatter
 from app.schemas.tuning import Hyperparameters, JobRequest
 from app.settings import ModelSettings
 from jobs import lane, policy
@@ -16,6 +18,7 @@ from jobs.runs import Runs
 from jobs.server import Refused, Server
 from serve.routes.tuning import recipe_of
 
+SECRET = "planted"
 pytestmark = pytest.mark.usefixtures("at_once")
 
 
@@ -266,3 +269,26 @@ def test_a_recipe_has_the_base_as_it_is_served_and_its_own_name(tmp_path, monkey
     base = ModelSettings(path="a/b", name="fake", aliases=("gpt-4o",), chat_template="chat.jinja", quantize="nf4")
     recipe = recipe_of(JobRequest(model="gpt-4o", training_file="file-1"), lambda name: base)
     assert (recipe.model, recipe.chat_template, recipe.quantize) == ("fake", str(tmp_path / "chat.jinja"), "nf4")
+
+
+def test_a_job_that_meets_an_error_counts_an_attempt_and_others_go_on(hosted, monkeypatch, caplog):
+    tell = Runs.tell
+
+    def fails_for_the_first(runs, claim, messages):
+        if claim.batch == first.id:
+            raise ValueError(SECRET)
+        tell(runs, claim, messages)
+
+    first = start(hosted)
+    monkeypatch.setattr(Runs, "tell", fails_for_the_first)
+    with working(hosted):
+        reached(hosted, start(hosted), "succeeded")
+        job = reached(hosted, first, "failed")
+    assert job.error.code == "trainer_lost" and SECRET not in "".join(map(JSONFormatter().format, caplog.records))
+
+
+def test_an_event_has_no_text_that_a_table_does_not_take(hosted):
+    job = start(hosted)
+    with hosted.database.transaction() as connection:
+        note(connection, job.id, hosted.database.now(), "'\ud800\0key' is none of text")
+    assert events(hosted, job)[-1].message == "'??key' is none of text"

@@ -1,5 +1,6 @@
 """Batches from the official client through the real routes to the answers of a fake engine, with workers in this process."""
 
+import json
 import re
 import threading
 import time
@@ -12,10 +13,13 @@ from serving import wait_for
 from sqlalchemy import update
 
 from app.ledger.tables import batches
+from app.log import JSONFormatter
 from app.settings import QueueSettings
 from jobs import policy
 from jobs.lines import Lines
 from jobs.server import Server
+
+SECRET = "planted"
 
 
 def texts(lines):
@@ -298,3 +302,48 @@ def test_the_metrics_count_batches_and_their_lines(hosted, monkeypatch):
         wait_for(lambda: hosted.worker.stalled and counted() == {"in_progress": 1, "waiting": 6, "completed": 3})
         hosted.worker.stalled = False
     assert counted() == {"completed": 2}
+
+
+def test_a_line_that_cannot_be_sent_is_an_error_of_its_own_and_no_log_quotes_it(hosted, monkeypatch, caplog):
+    """As one of a file that an earlier version has checked."""
+    monkeypatch.setattr("jobs.check.check_sendable", lambda request: None)
+    made = hosted.start(
+        line("a", prompt=f"{SECRET} \ud83d", max_tokens=1),
+        line("\ud800"),
+        line("c", prompt="ab", max_tokens=1, seed=float("inf")),
+        line("d"),
+    )
+    hosted.work()
+    output, errors = hosted.output(made)
+    assert hosted.client().batches.retrieve(made.id).status == "completed" and ids(output) == ["?", "d"]
+    assert [(error["custom_id"], error["error"]["code"]) for error in errors] == [("a", "line_failed"), ("c", "line_failed")]
+    assert "UnicodeEncodeError" in caplog.text and SECRET not in caplog.text
+
+
+def test_a_task_that_meets_an_error_counts_an_attempt_and_others_go_on(hosted, monkeypatch, caplog):
+    run = Lines.run
+
+    async def fails_for_the_first(lines):
+        if lines.task.batch == first.id:
+            raise ValueError(SECRET)
+        return await run(lines)
+
+    monkeypatch.setattr(Lines, "run", fails_for_the_first)
+    monkeypatch.setattr("jobs.worker.PAUSE_S", 0.0)
+    first, second = hosted.start(line("a")), hosted.start(line("b"))
+    hosted.work()
+    assert ids(hosted.output(second)[0]) == ["b"]
+    (error,) = hosted.output(first)[1]
+    assert (error["custom_id"], error["error"]["code"]) == ("a", "worker_lost")
+    tries = [record for record in caplog.records if record.getMessage().startswith("a task was ended by ValueError")]
+    assert len(tries) == policy.MAX_ATTEMPTS and SECRET not in "".join(map(JSONFormatter().format, caplog.records))
+
+
+def test_no_line_of_the_files_is_cut_where_python_ends_a_line(hosted):
+    ends = "a\u2028b\u2029c\u0085d\x1ce"
+    made = hosted.start(line(ends), line(f"{ends}2", model=ends))
+    hosted.work()
+    shown = hosted.client().batches.retrieve(made.id)
+    texts = [hosted.client().files.content(id).text for id in (shown.output_file_id, shown.error_file_id)]
+    assert [[json.loads(each)["custom_id"] for each in text.splitlines()] for text in texts] == [[ends], [f"{ends}2"]]
+    assert [text.count("\\u2028") for text in texts] == [1, 1]
