@@ -22,6 +22,10 @@ def post(hosted, data=b"{}\n", fields=UPLOAD, name="a.jsonl", **headers):
     return httpx.post(f"{hosted.url}/v1/files", data=fields, files={"file": (name, data)}, headers=headers, trust_env=False)
 
 
+def get(url, **headers):
+    return httpx.get(url, headers=headers, trust_env=False)
+
+
 def on_disk(hosted):
     folder = hosted.folder / "files"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -213,6 +217,35 @@ def test_an_expired_file_is_gone(hosted):
     with pytest.raises(openai.NotFoundError):
         hosted.client().files.retrieve(made.id)
     assert list(hosted.client().files.list()) == []
+
+
+def test_a_file_whose_content_is_gone_from_the_disk_says_so(hosted, caplog):
+    made = hosted.upload({"n": 1})
+    (hosted.folder / "files" / made.id).unlink()
+    caplog.clear()
+    with pytest.raises(openai.NotFoundError, match="is gone from the server's disk") as caught:
+        hosted.client().files.content(made.id)
+    assert caught.value.code == "file_content_gone" and hosted.client().files.retrieve(made.id) == made
+    said = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 1 and said[0].exc_info is None and made.id in said[0].getMessage()
+    assert hosted.client().files.delete(made.id).deleted
+
+
+@pytest.mark.parametrize("header", ["bytes=abc", "bytes=", "items=0-1", "0-1", "bytes=4-2"])
+def test_a_range_that_cannot_be_read_is_ignored(header, hosted):
+    made = hosted.upload({"n": 1})
+    answer = get(f"{hosted.url}/v1/files/{made.id}/content", Range=header)
+    assert (answer.status_code, answer.content) == (200, b'{"n": 1}\n')
+
+
+def test_a_range_of_a_file_is_sent_and_one_behind_its_end_is_refused(hosted):
+    url = f"{hosted.url}/v1/files/{hosted.upload({'n': 1}).id}/content"
+    part = get(url, Range="bytes=2-4")
+    assert (part.status_code, part.content, part.headers["content-range"]) == (206, b'n":', "bytes 2-4/9")
+    beyond = get(url, Range="bytes=999999999-")
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, "bytes */9")
+    error = beyond.json()["error"]
+    assert (error["code"], error["param"]) == ("range_not_satisfiable", "Range") and "has 9 bytes" in error["message"]
 
 
 def test_a_file_may_name_its_end(hosted):
