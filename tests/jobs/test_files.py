@@ -11,8 +11,9 @@ import pytest
 from serving import wait_for
 from sqlalchemy import update
 
-from app.errors import BodyTooLarge
+from app.errors import BodyTooLarge, NotFound
 from app.ledger.files import Files, NewFile
+from app.ledger.listing import Page
 from app.ledger.tables import files
 
 UPLOAD = {"purpose": "batch"}
@@ -58,6 +59,30 @@ def test_files_are_listed_in_pages(hosted):
         client.files.list(after="file-unknown")
     with pytest.raises(openai.BadRequestError, match="limit"):
         client.files.list(limit=0)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_files_are_deleted_while_they_are_listed_in_pages(hosted, order):
+    made = [hosted.upload({"n": n}).id for n in range(5)]
+    client = hosted.client()
+    seen = []
+    for file in client.files.list(limit=2, order=order):
+        client.files.delete(file.id)
+        seen.append(file.id)
+    assert seen == (made if order == "asc" else made[::-1]) and on_disk(hosted) == []
+
+
+def test_of_deleted_files_a_bounded_number_is_remembered_for_their_owner(table, monkeypatch):
+    monkeypatch.setattr("app.ledger.files.MAX_DELETED", 2)
+    ledger = Files(table.database)
+    ids = [f"file-{n:032}" for n in (1, 2, 3)]
+    for id in ids:
+        ledger.add(NewFile(id, "alice", 1, "a.jsonl", "batch", 1e6))
+        ledger.delete("alice", id, lambda: None)
+    assert ledger.listed("alice", Page(1, ids[1]), None).data == ledger.listed("alice", Page(1, ids[2]), None).data == []
+    for owner, id in (("alice", ids[0]), ("bob", ids[2])):
+        with pytest.raises(NotFound, match="after"):
+            ledger.listed(owner, Page(1, id), None)
 
 
 def test_a_file_belongs_to_its_key(shared):
