@@ -142,7 +142,7 @@ class Shelf:
             if model in self._router.models
             else UnknownModel(
                 f"adapter '{name}' is not served, as its base '{model}' is no model of this server; an administrator loads that by POST "
-                "/admin/models, or names it in the settings",
+                f"/admin/models/{model}, or names it in the settings",
                 param="model",
             )
         )
