@@ -71,6 +71,10 @@ class BodyTooLarge(InvalidRequest):
     status, code = 413, "body_too_large"
 
 
+class RangeBeyondEnd(InvalidRequest):
+    status, code = 416, "range_not_satisfiable"
+
+
 class UnsupportedMediaType(InvalidRequest):
     status, code = 415, "unsupported_media_type"
 

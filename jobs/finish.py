@@ -2,17 +2,22 @@
 
 import asyncio
 import json
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, BinaryIO, cast
+
+from sqlalchemy import Row
 
 from app.schemas.batches import BatchUsage, InputDetails, OutputDetails
 from jobs.check import parsed
 from jobs.leases import Leases, Outcome, Result, Task
 from jobs.lines import failed
 from jobs.reading import raw_lines
-from jobs.server import Server
+from jobs.server import Refused, Server
+
+log = logging.getLogger(__name__)
 
 UNFINISHED = {  # by how the batch ends: code and message of a line without an answer
     "cancelled": ("batch_cancelled", "the batch was cancelled before this line was answered"),
@@ -46,21 +51,36 @@ class Finish:
         await asyncio.to_thread(self._leases.finish, self.task, outcome)
 
     async def _results(self) -> AsyncIterator[Result]:
-        """Every line of the input: its answer, or why it has none. A batch whose input was never checked has no lines."""
+        """Every line of the input: its answer, or why it has none. A batch whose input was never checked has no lines. Where the input is
+        gone, the answers alone: nothing else knows the other lines' names.
+
+        Raises `Refused` for a batch that should be completed, without input and answers.
+        """
         if self.task.ending != "completed" and not await asyncio.to_thread(self._leases.has_lines, self.task.batch):
             return
         committed = self._leases.results(self.task.batch)
         following = await asyncio.to_thread(next, committed, None)
         n = 0
-        async for line in raw_lines(self._server.input(self.task)):
-            if following is not None and following.n == n:
-                if following.succeeded:
-                    self._count(following.line)
-                yield Result(n, following.succeeded, following.line)
+        try:
+            async for line in raw_lines(self._server.input(self.task)):
+                if following is not None and following.n == n:
+                    yield self._answer(following)
+                    following = await asyncio.to_thread(next, committed, None)
+                else:
+                    yield failed(self.task, n, parsed(line.text or b"")["custom_id"], *UNFINISHED[self.task.ending or "completed"])
+                n += 1
+        except Refused as error:
+            if following is None and self.task.ending == "completed":
+                raise
+            log.warning("the input of %s cannot be read (%s): its files have the lines that were answered", self.task.batch, error)
+            while following is not None:
+                yield self._answer(following)
                 following = await asyncio.to_thread(next, committed, None)
-            else:
-                yield failed(self.task, n, parsed(line.text or b"")["custom_id"], *UNFINISHED[self.task.ending or "completed"])
-            n += 1
+
+    def _answer(self, row: Row) -> Result:
+        if row.succeeded:
+            self._count(row.line)
+        return Result(row.n, row.succeeded, row.line)
 
     def _count(self, line: str) -> None:
         usage: dict[str, Any] = json.loads(line)["response"]["body"].get("usage") or {}

@@ -25,6 +25,7 @@ class AdapterFacts:
     path: str
     revision: str  # of the base, a plus, and its own
     fingerprint: str
+    made: int | None = None  # Unix time in seconds of its files; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Facts:
     parent: str | None = None  # the base's name, if these are the facts of an adapter
     text_window: int = 0  # tokens of a text that are read in one piece
     largest_context: int = 0  # tokens that the model itself could hold, with its observer
+    made: int | None = None  # of an adapter
     context_setting: str | None = None  # that gave the context; None: the model, or the memory
 
     @property
@@ -76,6 +78,6 @@ class Facts:
 
     def of(self, adapter: AdapterFacts) -> "Facts":
         """The facts of an adapter of this model, which is its observer."""
-        own = {"name": adapter.name, "revision": adapter.revision, "fingerprint": adapter.fingerprint, "adapters": (), "draft": None}
+        own = {name: getattr(adapter, name) for name in ("name", "revision", "fingerprint", "made")} | {"adapters": (), "draft": None}
         observer = {"observer": self.name, "observer_revision": self.revision, "observer_weights": self.weights, "draft_weights": None}
         return replace(self, parent=self.name, **own, **observer)  # type: ignore[arg-type]

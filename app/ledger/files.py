@@ -15,6 +15,8 @@ from app.ledger.tunings import unfinished_inputs
 from app.schemas.batches import ENDED
 from app.schemas.files import FileList, FileObject, Purpose
 
+MAX_DELETED = 20_000  # files whose times are remembered: two of the longest pages
+
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
@@ -31,6 +33,7 @@ class NewFile:
 class Files:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._deleted: dict[tuple[str, str], float] = {}  # when files were created that this process deleted, by owner and id
 
     def add(self, new: NewFile) -> tuple[FileObject, list[str]]:
         """The file, and the ids of those that it replaces. Raises `BodyTooLarge` where its owner would have too many bytes."""
@@ -61,10 +64,11 @@ class Files:
             return object_of(_find(connection, owner, id, self._database.now()))
 
     def listed(self, owner: str, page: Page, purpose: str | None) -> FileList:
-        now = self._database.now()
+        """Raises `NotFound` for an unknown `after`. One that was deleted is known for a while, as clients delete while they list."""
+        now, deleted = self._database.now(), self._deleted.get((owner, page.after or ""))
         conditions = [files.c.owner == owner, files.c.expires > now, *([files.c.purpose == purpose] if purpose else [])]
         with self._database.transaction() as connection:
-            rows, has_more = page_of(connection, files, conditions, page, "file")
+            rows, has_more = page_of(connection, files, conditions, page, "file", deleted)
         data = [object_of(row) for row in rows]
         return FileList(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more)
 
@@ -84,7 +88,7 @@ class Files:
 
     def _delete(self, owner: str, id: str, make_room: Callable[[], None] = lambda: None) -> None:
         with self._database.transaction() as connection:
-            _find(connection, owner, id, self._database.now())
+            created = _find(connection, owner, id, self._database.now()).created
             user = connection.execute(select(batches.c.id).where(batches.c.input_file == id, batches.c.status.not_in(ENDED))).scalar()
             if user is not None:
                 raise Conflict(f"file '{id}' is the input of {user}, which has not ended; cancel it first, or wait", param="file_id")
@@ -92,6 +96,9 @@ class Files:
                 raise Conflict(f"file '{id}' is read by a fine-tuning job that has not ended; cancel it first, or wait", param="file_id")
             make_room()
             connection.execute(delete(files).where(files.c.id == id))
+        self._deleted[owner, id] = created
+        if len(self._deleted) > MAX_DELETED:
+            del self._deleted[next(iter(self._deleted))]
 
     def stored_bytes(self, owner: str) -> int:
         with self._database.transaction() as connection:

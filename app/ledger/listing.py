@@ -18,15 +18,20 @@ class Page:
     order: Order = "desc"
 
 
-def page_of(connection: Connection, table: Table, conditions: Sequence[Any], page: Page, noun: str) -> tuple[Sequence[Row], bool]:
-    """The rows, and whether there are more. Raises `NotFound` where `after` is not one of those that are listed."""
+def page_of(
+    connection: Connection, table: Table, conditions: Sequence[Any], page: Page, noun: str, deleted: float | None = None
+) -> tuple[Sequence[Row], bool]:
+    """The rows, and whether there are more. `deleted` is when `after` was created, if its row was deleted. Raises `NotFound` where `after`
+    is not one of those that are listed.
+    """
     place = tuple_(table.c.created, table.c.id)
     query = select(table).where(*conditions)
     if page.after is not None:
         last = connection.execute(query.where(table.c.id == page.after)).one_or_none()
-        if last is None:
+        created = deleted if last is None else last.created
+        if created is None:
             raise NotFound(f"after: there is no {noun} '{page.after[:64]}' of this key", param="after")
-        here = tuple_(last.created, last.id)
+        here = tuple_(created, page.after)
         query = query.where(place > here if page.order == "asc" else place < here)
     ascending = (table.c.created, table.c.id)
     order = ascending if page.order == "asc" else tuple(column.desc() for column in ascending)

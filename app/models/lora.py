@@ -50,7 +50,9 @@ class LoraReader:
         revision = f"{facts.revision}+{own_revision}"
         further = further_parts(facts.cache_dtype, facts.template)
         fingerprint = fingerprint_of(name, revision, facts.quantize, facts.dtype, repr(facts.sampling), *further)
-        return LoadedAdapter(AdapterFacts(name, path, revision, fingerprint), changes)
+        file = Adapter(path, self._source.base).file(CONFIG)
+        made = None if file is None else int(file.stat().st_mtime)
+        return LoadedAdapter(AdapterFacts(name, path, revision, fingerprint, made), changes)
 
 
 def read_lora(path: str, source: Source, shapes: Shapes) -> tuple[dict[str, Matrices], str]:

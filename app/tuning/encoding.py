@@ -66,6 +66,11 @@ class Encoder:
         return Sequence(prompt + answer, (False,) * len(prompt) + (True,) * len(answer))
 
     def _conversation(self, example: Conversation) -> list[Sequence]:
+        for n in example.learnt:
+            if _is_empty(example.messages[n]):
+                raise WrongLine(
+                    f"messages.{n}: the answer is empty, so there is nothing to learn; give it content or tool_calls, or weight 0"
+                )
         messages = [self._template_message(n, message) for n, message in enumerate(example.messages)]
         tools = None if example.tools is None else [tool.model_dump(exclude_none=True) for tool in example.tools]
         check_unicode(json.dumps([messages, tools], ensure_ascii=False), "messages")
@@ -78,17 +83,30 @@ class Encoder:
 
     def _span(self, messages: list[dict[str, Any]], tools: Any, n: int) -> tuple[str, int]:
         """The conversation up to message `n`, and where in it that message begins. Raises `WrongLine`."""
-        before, whole = self._render(messages[:n], tools, True), self._render(messages[: n + 1], tools, False)
+        whole = self._render(messages[: n + 1], tools, False)
+        if n == 0:
+            return whole, self._first_start(whole, tools)
+        before = self._render(messages[:n], tools, True)
         if not whole.startswith(before):
             raise WrongLine(f"messages.{n}: the model's chat template does not begin it as it begins an answer")
         return whole, len(before)
+
+    def _first_start(self, whole: str, tools: Any) -> int:
+        """Where an answer begins that no message precedes, of which templates render nothing: behind the mark that each answer begins with.
+        Raises `WrongLine`.
+        """
+        asked = [{"role": "user", "content": "?"}]
+        mark = self._render(asked, tools, True).removeprefix(self._render(asked, tools, False))
+        start = whole.find(mark)
+        if not mark or start < 0:
+            raise WrongLine("messages.0: the model's chat template does not begin a conversation with an answer; put a message before it")
+        return start + len(mark)
 
     def _render(self, messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool) -> str:
         return self._tokenizer.chat.render(messages, tools, add_generation_prompt)
 
     def _marked(self, text: str, spans: list[tuple[int, int]]) -> Sequence:
-        encoding = self._tokenizer.base(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=False)
-        ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
+        ids, offsets = self._tokens(text, [first for first, _ in spans])
         learnt = [any(end > first and start < last for first, last in spans) and end > start for start, end in offsets]
         kept = len(learnt) - next((n for n, marked in enumerate(reversed(learnt)) if marked), 0)  # what follows teaches nothing
         ids, learnt = ids[:kept], learnt[:kept]
@@ -96,6 +114,17 @@ class Encoder:
         if end is not None and ids[-1] not in self._tokenizer.end_tokens():  # the template has no mark where an answer ends
             ids, learnt = [*ids, end], [*learnt, True]
         return Sequence(tuple(ids), tuple(learnt))
+
+    def _tokens(self, text: str, starts: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and their places in the text. No token reaches over the start of an answer, as none does where the model writes it."""
+        encoding = self._tokenizer.base(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=False)
+        ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+        cut = next((cut for cut in starts if any(start < cut < end for start, end in offsets)), None)
+        if cut is None:
+            return ids, offsets
+        before = self._tokens(text[:cut], [start for start in starts if start < cut])
+        after = self._tokens(text[cut:], [start - cut for start in starts if start > cut])
+        return before[0] + after[0], before[1] + [(start + cut, end + cut) for start, end in after[1]]
 
     def _end(self) -> int | None:
         own = self._tokenizer.base.eos_token_id
@@ -112,8 +141,12 @@ class Encoder:
     def _call(self, n: int, call: dict[str, Any]) -> dict[str, Any]:
         try:
             arguments = json.loads(call["function"]["arguments"])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise WrongLine(f"messages.{n}: the arguments of a tool call are not JSON") from None
         if not self._arguments_as_text:
             call["function"]["arguments"] = arguments
         return call
+
+
+def _is_empty(message: Message) -> bool:
+    return not (message.text.strip() or message.tool_calls or message.reasoning_content or message.reasoning)

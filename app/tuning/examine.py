@@ -13,13 +13,14 @@ from app.models.source import source_of
 from app.tokenizer import Tokenizer
 from app.tuning.channel import Tell
 from app.tuning.dataset import Writer
-from app.tuning.encoding import Encoder
+from app.tuning.encoding import Encoder, Sequence
 from app.tuning.examples import WrongLine, parse
 
 TRAINING, VALIDATION = "training", "validation"
 MAX_LISTED = 100  # wrong lines that are told of one by one
 MAX_WRONG = 10_000  # after which the rest of a file is not read
 MAX_LINE_BYTES = 8_000_000
+GONE = "the content of the {} file is gone from the server's disk; upload it again"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -31,8 +32,12 @@ def examine(run: Run, folder: Path, tell: Tell) -> bool:
     files = [(TRAINING, run.training_file), *([] if run.validation_file is None else [(VALIDATION, run.validation_file)])]
     for name, path in files:
         check = Check(name, encoder, tell)
-        with open(path, "rb") as file:
-            check.read(file)
+        try:
+            with open(path, "rb") as file:
+                check.read(file)
+        except FileNotFoundError:
+            tell("failed", {"code": "input_unavailable", "message": GONE.format(name), "param": f"{name}_file"})
+            return False
         if problem := check.problem():
             tell("failed", {"code": f"invalid_{name}_file", "message": problem, "param": f"{name}_file"})
             return False
@@ -53,14 +58,23 @@ class Check:
         for number, line in lines(file):
             self.lines += 1
             try:
-                if line is None:
-                    raise WrongLine(f"the line is longer than {MAX_LINE_BYTES} bytes")
-                for sequence in self._encoder.sequences(parse(line)):
+                for sequence in self._sequences(line):
                     self.writer.add(sequence)
             except WrongLine as wrong:
                 self._note(number, wrong.message)
             if self.wrong >= MAX_WRONG:
                 return
+
+    def _sequences(self, line: bytes | None) -> list[Sequence]:
+        """Raises `WrongLine`, also for what nobody foresaw: a template may fail in any way, and no line is to end the process."""
+        if line is None:
+            raise WrongLine(f"the line is longer than {MAX_LINE_BYTES} bytes")
+        try:
+            return self._encoder.sequences(parse(line))
+        except WrongLine:
+            raise
+        except Exception as error:
+            raise WrongLine(f"it cannot be tokenized ({type(error).__name__})") from error
 
     def _note(self, number: int, message: str) -> None:
         self.wrong += 1

@@ -1,5 +1,7 @@
 """`/v1/files`: uploaded in a stream, kept under an id, shown to the key that uploaded them and to nobody else."""
 
+import logging
+import os
 import re
 from functools import partial
 from typing import Annotated, Any
@@ -7,10 +9,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.requests import ClientDisconnect
+from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 from starlette.types import Receive, Scope, Send
 
-from app.errors import BodyTooLarge, Forbidden, InvalidRequest, LitmusError, NotReady
-from app.ledger.folder import Draft
+from app.errors import BodyTooLarge, Forbidden, InvalidRequest, LitmusError, NotFound, NotReady, RangeBeyondEnd
+from app.ledger.folder import Draft, Folder
 from app.schemas.files import MAX_FILE_S, MIN_FILE_S, FileDeleted, FileList, FileObject
 from serve.body import MAX_READ_FACTOR
 from serve.desk import Desk
@@ -18,6 +21,8 @@ from serve.observe.record import CLIENT_LEFT
 from serve.routes.state import ERROR_RESPONSES, Responses
 from serve.wire.errors import error_response
 from serve.wire.upload import Form
+
+log = logging.getLogger(__name__)
 
 FIELDS = frozenset({"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"})
 MADE_FOR = "x-litmus-made-for"
@@ -28,6 +33,7 @@ MADE = {
 UPLOADED = ("batch", "fine-tune")  # purposes
 PIECE_BYTES = 2**20  # written at once
 DAY_S = 86_400
+GONE = "file_content_gone"  # code
 UPLOAD = {
     "requestBody": {
         "required": True,
@@ -51,6 +57,7 @@ UPLOAD = {
 ERRORS: Responses = {
     **{status: ERROR_RESPONSES[status] for status in (400, 413, 415, 503)},
     404: {**ERROR_RESPONSES[404], "description": "no such file of this key"},
+    416: {**ERROR_RESPONSES[400], "description": "the range begins behind the file's end"},
     409: {**ERROR_RESPONSES[400], "description": "the file is the input of a batch or a fine-tuning job that has not ended"},
     507: {**ERROR_RESPONSES[503], "description": "the server's disk is full"},
 }
@@ -103,11 +110,20 @@ def add_files(routes: APIRouter, desk: Desk) -> None:
         tags=["batches"],
         summary="The file itself",
         response_class=FileResponse,
-        responses={**errors(400, 404, 503), 200: {"content": {"application/octet-stream": {}}}},
+        responses={**errors(400, 404, 416, 503), 200: {"content": {"application/octet-stream": {}}}},
     )
     async def content(file_id: FileId, request: Request) -> FileResponse:
         file = await desk.ask(lambda ledger: ledger.files.get(owner_of(request), file_id))
-        return FileResponse(desk.folder.file(file.id), media_type="application/octet-stream", filename=file.filename)
+        found = await desk.run(stat_of, desk.folder, file.id)
+        if found is None:
+            log.error("the content of %s is gone from jobs.folder", file.id)
+            raise NotFound(
+                f"the content of file '{file.id}' is gone from the server's disk; delete it, and upload it again",
+                param="file_id",
+                code=GONE,
+            )
+        path = desk.folder.file(file.id)
+        return Content(path, media_type="application/octet-stream", filename=file.filename, stat_result=found)
 
     @routes.delete("/v1/files/{file_id}", tags=["batches"], summary="Delete a file", responses=errors(400, 404, 409, 503, 507))
     async def delete(file_id: FileId, request: Request) -> FileDeleted:
@@ -122,6 +138,34 @@ def owner_of(request: Request) -> str:
 
 def is_worker(request: Request) -> bool:
     return bool(request.scope.get("state", {}).get("worker"))
+
+
+def stat_of(folder: Folder, id: str) -> os.stat_result | None:
+    """None: the content is gone. Raises `OSError`."""
+    try:
+        return folder.file(id).stat()
+    except FileNotFoundError:
+        return None
+
+
+class Content(FileResponse):
+    """A range that cannot be read is ignored (RFC 9110, 14.2); one behind the file's end has an error in the form of all others."""
+
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except MalformedRangeHeader:
+            return []
+        except RangeNotSatisfiable:
+            raise RangeBeyondEnd(f"the range begins behind the file's end: the file has {file_size} bytes", param="Range") from None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except RangeBeyondEnd as error:
+            answer = error_response(error, scope["path"], {"Content-Range": f"bytes */{self.headers['content-length']}"})
+            await answer(scope, receive, send)
 
 
 class Upload:

@@ -143,12 +143,14 @@ def readiness_of(router: Router) -> Readiness:
 
 
 def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> ModelCard:
+    """`started` is the server's start as Unix time in seconds, which stands for that of a base."""
+    created = started if facts.made is None else facts.made
     return ModelCard(
         id=facts.name,
         display_name=facts.name,
-        created_at=rfc3339(started),
+        created_at=rfc3339(created),
         parent=facts.parent,
-        created=started,
+        created=created,
         default=facts.name == default,
         context=facts.context,
         max_model_len=facts.context,

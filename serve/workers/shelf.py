@@ -64,13 +64,19 @@ class Shelf:
 
     async def keep(self, name: str, path: str, model: str) -> None:
         """Serve the adapter in the folder `path` as `name`, on the model `model`: from now on, and after each restart of the server, until
-        `unload`. If the model is not loaded at the moment, the adapter is loaded with it.
+        `unload`. If the model is not loaded or not served at the moment, the adapter is loaded with it.
 
-        Raises `InvalidRequest` for a name that is taken, and for an adapter that cannot be served; its message says why.
+        Raises `InvalidRequest` for a name that is taken, and for an adapter that cannot be served; its message says why. Raises
+        `StorageFull` where it cannot be remembered; then it is not served, so that it can be kept again.
         """
         with self._change(name):
-            await self._load(name, Entry(path=path, model=self._base_of(model).model))
-            self._register.write(name, self._entries[name])
+            entry = Entry(path=path, model=self._base_name_of(model))
+            self._register.write(name, entry)
+            try:
+                await self._load(name, entry)
+            except InvalidRequest:
+                self._register.write(name, None)
+                raise
 
     async def load(self, name: str, path: str, model: str | None = None) -> None:
         """Serve an adapter until the server ends; `model` is the default one for None. Raises as `keep` does, and `Forbidden` for a path
@@ -131,8 +137,14 @@ class Shelf:
     def _await(self, name: str, model: str) -> None:
         """Say what requests get until the base is loaded."""
         self._router.awaited[name] = model
-        self._router.absent[name] = NotReady(
-            f"adapter '{name}' is loaded with its base '{model}', which is not loaded yet; GET /v1/models lists what is served"
+        self._router.absent[name] = (
+            NotReady(f"adapter '{name}' is loaded with its base '{model}', which is not loaded yet; GET /v1/models lists what is served")
+            if model in self._router.models
+            else UnknownModel(
+                f"adapter '{name}' is not served, as its base '{model}' is no model of this server; an administrator loads that by POST "
+                f"/admin/models/{model}, or names it in the settings",
+                param="model",
+            )
         )
 
     def _lose_patience(self, name: str) -> None:
@@ -145,6 +157,13 @@ class Shelf:
         if model in self._router.adapters:
             raise InvalidRequest(f"'{model}' is an adapter itself; its base is '{fleet.model}'", param="model")
         return fleet
+
+    def _base_name_of(self, model: str) -> str:
+        """The own name of a base, which need not be served at the moment. Raises `InvalidRequest` for an adapter."""
+        try:
+            return self._base_of(model).model
+        except (UnknownModel, NotReady):
+            return self._router.name_of(model)
 
     def _place_of(self, number: int) -> tuple[Fleet, Replica]:
         return next((fleet, replica) for fleet in self._router.fleets for replica in fleet.replicas if replica.number == number)
@@ -170,11 +189,11 @@ class Shelf:
 
     async def _load(self, name: str, entry: Entry) -> None:
         """Into the workers that there are; those that start meanwhile or later get it from `hear`."""
-        fleet = self._router.fleet(entry.model)
+        fleets = [self._router.fleet(entry.model)] if entry.model in self._router.models else []  # none: its base is not served
         self._entries[name] = entry
         try:
             async with asyncio.timeout(LOAD_S):
-                found = await asyncio.gather(*(self._order(replica, name, entry) for replica in fleet.alive))
+                found = await asyncio.gather(*(self._order(replica, name, entry) for fleet in fleets for replica in fleet.alive))
         except (SetupError, TimeoutError) as error:
             del self._entries[name]
             self._drop(name, entry.model)
@@ -182,9 +201,10 @@ class Shelf:
             raise InvalidRequest(reason, param="lora_path", code="adapter_not_loaded") from error
         if not found:
             self._await(name, entry.model)
-        for facts in found:
-            self._serve(facts, fleet)
-        log.info("adapter", extra={"fields": {"adapter": name, "model": fleet.model, "loaded": bool(found)}})
+        for fleet in fleets:
+            for facts in found:
+                self._serve(facts, fleet)
+        log.info("adapter", extra={"fields": {"adapter": name, "model": entry.model, "loaded": bool(found)}})
 
     def _serve(self, facts: AdapterFacts, fleet: Fleet) -> None:
         fleet.adapters[facts.name] = facts

@@ -11,8 +11,9 @@ import pytest
 from serving import wait_for
 from sqlalchemy import update
 
-from app.errors import BodyTooLarge
+from app.errors import BodyTooLarge, NotFound
 from app.ledger.files import Files, NewFile
+from app.ledger.listing import Page
 from app.ledger.tables import files
 
 UPLOAD = {"purpose": "batch"}
@@ -20,6 +21,10 @@ UPLOAD = {"purpose": "batch"}
 
 def post(hosted, data=b"{}\n", fields=UPLOAD, name="a.jsonl", **headers):
     return httpx.post(f"{hosted.url}/v1/files", data=fields, files={"file": (name, data)}, headers=headers, trust_env=False)
+
+
+def get(url, **headers):
+    return httpx.get(url, headers=headers, trust_env=False)
 
 
 def on_disk(hosted):
@@ -54,6 +59,30 @@ def test_files_are_listed_in_pages(hosted):
         client.files.list(after="file-unknown")
     with pytest.raises(openai.BadRequestError, match="limit"):
         client.files.list(limit=0)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_files_are_deleted_while_they_are_listed_in_pages(hosted, order):
+    made = [hosted.upload({"n": n}).id for n in range(5)]
+    client = hosted.client()
+    seen = []
+    for file in client.files.list(limit=2, order=order):
+        client.files.delete(file.id)
+        seen.append(file.id)
+    assert seen == (made if order == "asc" else made[::-1]) and on_disk(hosted) == []
+
+
+def test_of_deleted_files_a_bounded_number_is_remembered_for_their_owner(table, monkeypatch):
+    monkeypatch.setattr("app.ledger.files.MAX_DELETED", 2)
+    ledger = Files(table.database)
+    ids = [f"file-{n:032}" for n in (1, 2, 3)]
+    for id in ids:
+        ledger.add(NewFile(id, "alice", 1, "a.jsonl", "batch", 1e6))
+        ledger.delete("alice", id, lambda: None)
+    assert ledger.listed("alice", Page(1, ids[1]), None).data == ledger.listed("alice", Page(1, ids[2]), None).data == []
+    for owner, id in (("alice", ids[0]), ("bob", ids[2])):
+        with pytest.raises(NotFound, match="after"):
+            ledger.listed(owner, Page(1, id), None)
 
 
 def test_a_file_belongs_to_its_key(shared):
@@ -212,6 +241,35 @@ def test_an_expired_file_is_gone(hosted):
     with pytest.raises(openai.NotFoundError):
         hosted.client().files.retrieve(made.id)
     assert list(hosted.client().files.list()) == []
+
+
+def test_a_file_whose_content_is_gone_from_the_disk_says_so(hosted, caplog):
+    made = hosted.upload({"n": 1})
+    (hosted.folder / "files" / made.id).unlink()
+    caplog.clear()
+    with pytest.raises(openai.NotFoundError, match="is gone from the server's disk") as caught:
+        hosted.client().files.content(made.id)
+    assert caught.value.code == "file_content_gone" and hosted.client().files.retrieve(made.id) == made
+    said = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 1 and said[0].exc_info is None and made.id in said[0].getMessage()
+    assert hosted.client().files.delete(made.id).deleted
+
+
+@pytest.mark.parametrize("header", ["bytes=abc", "bytes=", "items=0-1", "0-1", "bytes=4-2"])
+def test_a_range_that_cannot_be_read_is_ignored(header, hosted):
+    made = hosted.upload({"n": 1})
+    answer = get(f"{hosted.url}/v1/files/{made.id}/content", Range=header)
+    assert (answer.status_code, answer.content) == (200, b'{"n": 1}\n')
+
+
+def test_a_range_of_a_file_is_sent_and_one_behind_its_end_is_refused(hosted):
+    url = f"{hosted.url}/v1/files/{hosted.upload({'n': 1}).id}/content"
+    part = get(url, Range="bytes=2-4")
+    assert (part.status_code, part.content, part.headers["content-range"]) == (206, b'n":', "bytes 2-4/9")
+    beyond = get(url, Range="bytes=999999999-")
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, "bytes */9")
+    error = beyond.json()["error"]
+    assert (error["code"], error["param"]) == ("range_not_satisfiable", "Range") and "has 9 bytes" in error["message"]
 
 
 def test_a_file_may_name_its_end(hosted):

@@ -4,6 +4,7 @@ import pytest
 from batch_lines import ids, line
 
 from jobs import policy
+from jobs.leases import Leases
 
 
 def test_outputs_expire_as_the_batch_asks(hosted):
@@ -71,3 +72,48 @@ def test_a_batch_without_answers_fails_when_no_worker_lives_to_check_it(hosted):
     make_due(hosted, policy.MAX_ATTEMPTS)
     hosted.work()
     assert [each.code for each in hosted.client().batches.retrieve(made.id).errors.data] == ["worker_lost"]
+
+
+def test_a_batch_whose_input_is_gone_fails(hosted):
+    made = hosted.start(line("a"))
+    (hosted.folder / "files" / made.input_file_id).unlink()
+    hosted.work()
+    batch = hosted.client().batches.retrieve(made.id)
+    assert (batch.status, [each.code for each in batch.errors.data]) == ("failed", ["input_unavailable"])
+
+
+@pytest.mark.parametrize("status", ["completed", "cancelled"])
+def test_a_batch_whose_input_is_gone_keeps_the_answers_that_it_has(hosted, monkeypatch, status):
+    made = hosted.start(*[line(id) for id in "abcd"])  # two tasks
+    save, saved = Leases.save, []
+
+    def save_once(leases, task, finished):
+        if saved:
+            raise OSError
+        saved.extend(finished)
+        save(leases, task, finished)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.leases.Leases.save", save_once)
+        hosted.work()
+    make_due(hosted)
+    (hosted.folder / "files" / made.input_file_id).unlink()
+    if status == "cancelled":
+        hosted.client().batches.cancel(made.id)
+        hosted.sweep()
+    hosted.work()
+    batch = hosted.client().batches.retrieve(made.id)
+    answered = [each.n for each in saved]
+    assert (batch.status, batch.request_counts.total, batch.request_counts.completed) == (status, 4, len(answered))
+    assert ids(hosted.output(made)[0]) == ["abcd"[n] for n in sorted(answered)] and batch.error_file_id is None
+
+
+def test_a_cancelled_batch_without_input_and_answers_is_cancelled(hosted, monkeypatch):
+    made = hosted.start(line("a"))
+    fail_once(hosted, monkeypatch, "jobs.lines.Lines.run")
+    (hosted.folder / "files" / made.input_file_id).unlink()
+    hosted.client().batches.cancel(made.id)
+    hosted.sweep()
+    hosted.work()
+    batch = hosted.client().batches.retrieve(made.id)
+    assert (batch.status, batch.output_file_id, batch.error_file_id) == ("cancelled", None, None)

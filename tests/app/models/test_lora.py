@@ -58,6 +58,7 @@ def test_adapters_of_the_settings_are_served_as_if_they_were_merged(tiny_folder:
     assert [(adapter.name, adapter.path) for adapter in facts.adapters] == [("ft:base:one", str(plain)), ("other", str(other))]
     assert [adapter.revision for adapter in facts.adapters] == [model.revision for _, model in merged.values()]
     own = facts.of(facts.adapters[0])
+    assert own.made == int((plain / "adapter_config.json").stat().st_mtime) and facts.made is None
     found = (own.name, own.parent, own.adapter, own.observer, own.observer_revision)
     assert found == ("ft:base:one", "base", "ft:base:one", "base", facts.revision)
     detector = ModelSettings(path=str(plain), observer=str(tiny_folder))

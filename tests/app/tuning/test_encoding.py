@@ -8,7 +8,7 @@ from tuning_runs import talk
 
 from app.tokenizer import Tokenizer
 from app.tuning.encoding import Encoder
-from app.tuning.examples import parse
+from app.tuning.examples import WrongLine, parse
 
 NESTED = (
     "{% for m in messages %}<s>{{ m['role'] }}:{% if m['role'] == 'assistant' and not loop.last %}(old)"
@@ -83,3 +83,39 @@ def test_a_template_that_writes_earlier_answers_otherwise_makes_a_sequence_of_ea
 
 def test_a_template_without_an_end_gets_one(tiny_folder: Path) -> None:
     assert learnt(Tokenizer(str(tiny_folder)), talk("a", "yes")) == ["a:yes</s>"]
+
+
+def test_an_answer_that_no_message_precedes_is_learnt(storyteller: Tokenizer, tiny_folder: Path) -> None:
+    first = {"role": "assistant", "content": "The fox ran."}
+    assert learnt(storyteller, {"messages": [first]}) == ["The fox ran.<|end|>"]
+    assert learnt(storyteller, {"messages": [first, *talk("Who?", "A fox.")["messages"]]}) == ["The fox ran.<|end|>", "A fox.<|end|>"]
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    assert learnt(storyteller, {"messages": [first], "tools": [tool]}) == ["The fox ran.<|end|>"]
+    tokenizer = Tokenizer(str(tiny_folder))
+    tokenizer.base.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"  # nothing says where an answer begins
+    with pytest.raises(WrongLine, match=r"messages\.0: .* put a message before it"):
+        learnt(tokenizer, {"messages": [first]})
+
+
+@pytest.mark.parametrize("content", [None, "", [], " \n"])
+def test_an_empty_answer_is_nothing_to_learn(content: object, storyteller: Tokenizer) -> None:
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": content}
+    for empty in (answer, {**answer, "tool_calls": []}):
+        with pytest.raises(WrongLine, match=r"messages\.1: the answer is empty"):
+            learnt(storyteller, {"messages": [question, empty]})
+    assert learnt(storyteller, {"messages": [question, {**answer, "weight": 0}, *talk("b", "c")["messages"]]}) == ["c<|end|>"]
+
+
+def test_no_token_reaches_over_the_start_of_an_answer(storyteller: Tokenizer) -> None:
+    storyteller.base.chat_template, kept = (
+        "{% for m in messages %}{{ m['role'] }}-{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant-{% endif %}",
+        storyteller.base.chat_template,
+    )
+    try:
+        line = {"messages": [*talk("Who?", "- fox")["messages"], *talk("Who?", "- crow")["messages"]]}
+        (sequence,) = Encoder(storyteller, 1024).sequences(parse(json.dumps(line).encode()))
+        prompt = storyteller.encode_chat(line["messages"][:1])
+    finally:
+        storyteller.base.chat_template = kept
+    assert sequence.ids[: len(prompt)] == prompt and sequence.learnt.index(True) == len(prompt)
+    assert storyteller.decode_with_special_tokens(sequence.ids).startswith("user-Who?\nassistant-- fox\nuser-Who?\nassistant-- crow")

@@ -27,6 +27,11 @@ WRONG = {
     "half a pair": ({"prompt": "secret"}, "'completion' is missing"),
     "empty text": ({"text": ""}, "'text' is empty"),
     "a surrogate": ('{"text": "secret \\ud800"}', "lone surrogate"),
+    "an empty answer": (talk("secret", ""), "messages.1: the answer is empty, so there is nothing to learn"),
+    "arguments nested deep": (
+        talk("secret", "", tool_calls=[{"id": "c", "type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}]),
+        "messages.1: the arguments of a tool call are not JSON",
+    ),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "secret"}}]}]},
         "'image_url' is not supported",
@@ -95,3 +100,19 @@ def test_conversations_are_rendered_by_the_template_that_the_base_is_served_with
     run = Run(recipe=served, training_file=jsonl(tmp_path / "t.jsonl", talk("a", "b")), validation_file=None, threads=1)
     assert check(tmp_path, tiny_folder, talk("a", "b"))[0] and not examine(run, tmp_path, told)
     assert "does not begin it as it begins an answer" in str(told.messages)
+
+
+def test_a_line_over_which_a_template_fails_in_any_way_is_wrong(tmp_path: Path, tiny_folder: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{% for m in messages %}{{ 1 // (m.content | length) }}{% endfor %}")
+    served, told = recipe(tiny_folder).model_copy(update={"chat_template": str(file)}), Told()
+    line = {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}]}
+    run = Run(recipe=served, training_file=jsonl(tmp_path / "t.jsonl", line), validation_file=None, threads=1)
+    assert not examine(run, tmp_path, told) and "line 1: it cannot be tokenized (ZeroDivisionError)" in told.of("failed")[0]["message"]
+
+
+def test_a_file_that_is_gone_from_the_disk_fails_the_job(tmp_path: Path, tiny_folder: Path) -> None:
+    run, told = Run(recipe=recipe(tiny_folder), training_file=str(tmp_path / "gone"), validation_file=None, threads=1), Told()
+    assert not examine(run, tmp_path, told)
+    (failure,) = told.of("failed")
+    assert (failure["code"], failure["param"]) == ("input_unavailable", "training_file") and "is gone" in failure["message"]

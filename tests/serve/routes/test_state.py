@@ -85,6 +85,16 @@ def test_the_card_says_which_model_drafts(served: Any) -> None:
     assert facts.of(AdapterFacts("tuned", "x", "y", "z")).draft is None, "an adapter's rows are not drafted by it"
 
 
+def test_an_adapter_was_created_when_its_files_were(served: Any) -> None:
+    served.router.fleet(None).adapters["tuned"] = AdapterFacts("tuned", "x", "y", "z", made=1_795_836_153)
+    served.router.adapters["tuned"] = "fake"
+    try:
+        card, base = (served.client.get(f"/v1/models/{name}").json() for name in ("tuned", "fake"))
+    finally:
+        del served.router.adapters["tuned"], served.router.fleet(None).adapters["tuned"]
+    assert (card["created"], card["created_at"]) == (1_795_836_153, "2026-11-28T03:22:33Z") and base["created"] != card["created"]
+
+
 def test_the_card_says_what_the_weights_are(served: Any) -> None:
     """`quantize` is what the setting did: nothing, of a file that was quantized before."""
     weights, observer_weights = Weights("gguf", ("Q4_K", "Q6_K"), 1000, 600, KEPT), Weights("float", ("float32",), 9, 36)

@@ -96,13 +96,42 @@ def test_a_result_is_kept_for_a_base_that_is_not_loaded_at_the_moment(tmp_path: 
     run(test())
 
 
+def test_a_result_is_kept_for_a_base_that_is_not_served_at_the_moment(tmp_path: Path) -> None:
+    async def test() -> None:
+        server = Server(tmp_path)
+        fleet = server.router.withdraw(FACTS.name)
+        assert await server.during(server.shelf.keep(NAME, "/tuned", FACTS.name)) is None
+        assert json.loads(server.file.read_text()) == {NAME: {"path": "/tuned", "model": "fake"}}
+        with pytest.raises(UnknownModel, match="its base 'fake' is no model of this server") as caught:
+            server.router.fleet(NAME)
+        assert (caught.value.status, caught.value.code) == (404, "model_not_found") and not server.router.awaits_adapters
+        server.router.install(fleet)
+        assert server.start() == [Load(NAME, "/tuned")]
+        server.read(NAME)
+        await asyncio.sleep(0)
+        assert server.router.facts(NAME).adapter == NAME
+
+    run(test())
+
+
+def test_an_adapter_without_a_base_in_the_settings_names_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/adapters.json").write_text(json.dumps({NAME: {"path": "/tuned", "model": "other"}}))
+    with pytest.raises(UnknownModel, match="its base 'other' is no model of this server"):
+        Server(tmp_path).router.fleet(NAME)
+
+
 def test_an_adapter_that_cannot_be_served_is_refused_and_not_remembered(tmp_path: Path) -> None:
     async def test() -> None:
         server = Server(tmp_path)
         outbox = server.start()
         error = await server.during(server.shelf.keep(NAME, "/tuned", FACTS.name), 0, reason="it has use_dora")
         assert isinstance(error, InvalidRequest) and (error.message, error.param) == ("it has use_dora", "lora_path")
-        assert outbox == [Load(NAME, "/tuned"), Unload(NAME)] and not server.file.exists() and NAME not in server.router.adapters
+        assert (
+            outbox == [Load(NAME, "/tuned"), Unload(NAME)]
+            and json.loads(server.file.read_text()) == {}
+            and NAME not in server.router.adapters
+        )
         assert server.start() == []
         assert await server.during(server.shelf.keep(NAME, "/better", FACTS.name), 0) is None
 
@@ -245,6 +274,7 @@ def test_a_folder_that_cannot_be_written_and_a_broken_file_are_said(tmp_path: Pa
         server.start()
         (tmp_path / "jobs").write_text("a file")
         assert isinstance(await server.during(server.shelf.keep(NAME, "/tuned", FACTS.name), 0), StorageFull)
+        assert NAME not in server.router.adapters  # else nobody would try again to remember it
 
     run(test())
     (tmp_path / "jobs").unlink()
