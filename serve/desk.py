@@ -106,6 +106,8 @@ class Desk:
             if answer.done() and not answer.cancelled():
                 return answer.result()
             log.error("the table of jobs did not answer in time")
+            answer.cancel()
+            await asyncio.wait({answer})  # so that it is not asked any more when the client is told so
             raise NotReady(SILENT)
         finally:
             self._asked.discard(answer)
