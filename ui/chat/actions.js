@@ -34,14 +34,15 @@ window.litmus ??= {};
     const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
     litmus.busy = () => find("#stop") !== null;
 
-    // The conversation that was open last is shown again first. A question that is sent before waits for it: what is shown last is what stays.
+    // The conversation that was open last is shown again first. Whoever presses Send before has pressed it then: what is shown last is what stays.
     let isOpened = false;
-    let early = ""; // the question
+    let isPressed = false; // Send, before that
     let opened = null;
     litmus.opened = () => {
         isOpened = true;
         opened();
-        if (early) find("#send").click();
+        if (isPressed) find("#send").click();
+        isPressed = false;
     };
 
     // A step begins when the one before it has ended: Gradio would drop its click.
@@ -75,7 +76,7 @@ window.litmus ??= {};
 
     const isSending = (line) => line?.dataset.state === "waiting" && !line.dataset.model; // as sending_html has it
 
-    const canSend = (running, text, notice) => !running && !notice && text.trim() !== "";
+    const canSend = (running, text, notice) => isOpened && !running && !notice && text.trim() !== "";
 
     // Shows at once that a question is on its way to the server.
     litmus.sending = ([running, text, notice, line], sending) => (canSend(running, text, notice) ? sending : line);
@@ -84,21 +85,17 @@ window.litmus ??= {};
     // an edited question comes the draft that the edit found in the box.
     litmus.take = (inputs) => {
         const [running, kept, text, editing, notice, ...settings] = inputs;
-        if (isOpened && early) {
-            const question = early;
-            early = "";
-            return [running, kept, question, editing, notice, ...settings];
+        if (!isOpened) {
+            isPressed = true;
+            return [running, kept, "", editing, notice, ...settings]; // nothing is sent
         }
-        if (!early && canSend(running, text, notice)) {
+        if (canSend(running, text, notice)) {
             hush();
             litmus.taken(text);
             litmus.fill(find(QUESTION), editing ? JSON.parse(editing)[1] : "");
-            if (!isOpened) early = text;
         }
-        return isOpened ? inputs : [running, kept, "", editing, notice, ...settings]; // blank: nothing is sent
+        return inputs;
     };
-
-    litmus.asked = () => early || litmus.taken("");
 
     // Without its connection the page gets no more of an answer. What is there becomes a turn, which the page has when it is loaded anew.
     litmus.lost = (isUnsent) => (litmus.busy() || isUnsent) && find("#lost").click();
