@@ -34,19 +34,8 @@ window.litmus ??= {};
     const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
     litmus.busy = () => find("#stop") !== null;
 
-    // The conversation that was open last is shown again first. Whoever presses Send before has pressed it then: what is shown last is what stays.
-    let isOpened = false;
-    let isPressed = false; // Send, before that
-    let opened = null;
-    litmus.opened = () => {
-        isOpened = true;
-        opened();
-        if (isPressed) find("#send").click();
-        isPressed = false;
-    };
-
     // A step begins when the one before it has ended: Gradio would drop its click.
-    let steps = Promise.race([new Promise((done) => (opened = done)), pause(MAX_STEP_MS)]);
+    let steps = Promise.resolve();
     litmus.act = (name, value = null) => {
         const wanted = JSON.stringify([name, value]);
         if (wanted === begun) return steps; // the second click of a double click
@@ -76,7 +65,7 @@ window.litmus ??= {};
 
     const isSending = (line) => line?.dataset.state === "waiting" && !line.dataset.model; // as sending_html has it
 
-    const canSend = (running, text, notice) => isOpened && !running && !notice && text.trim() !== "";
+    const canSend = (running, text, notice) => !running && !notice && text.trim() !== "";
 
     // Shows at once that a question is on its way to the server.
     litmus.sending = ([running, text, notice, line], sending) => (canSend(running, text, notice) ? sending : line);
@@ -84,11 +73,7 @@ window.litmus ??= {};
     // Empties the box at once: what is typed before the server has answered stays there. A text that cannot be sent now stays, too. In the place of
     // an edited question comes the draft that the edit found in the box.
     litmus.take = (inputs) => {
-        const [running, kept, text, editing, notice, ...settings] = inputs;
-        if (!isOpened) {
-            isPressed = true;
-            return [running, kept, "", editing, notice, ...settings]; // nothing is sent
-        }
+        const [running, , text, editing, notice] = inputs;
         if (canSend(running, text, notice)) {
             hush();
             litmus.taken(text);

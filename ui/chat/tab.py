@@ -88,7 +88,7 @@ class ChatTab:
         acted = self.act.click(steps.act, inputs, desk.outputs, js="(...all) => litmus.inputs(all)", queue=False, **HIDDEN)
         acted.then(None, None, None, js="() => litmus.acted()", **HIDDEN)
         opened = page.load(steps.act, inputs, desk.outputs, js="(...all) => litmus.firstInputs(all)", queue=False, **HIDDEN)
-        opened.then(None, None, None, js="() => (litmus.restore(), litmus.opened())", **HIDDEN)
+        opened.then(None, None, None, js="() => litmus.restore()", **HIDDEN)
         opened.then(steps.redraw_line, [self.running, self.kept, self.served], self.line, queue=False, **HIDDEN)
         ends = [self.running, self.kept, self.draft, self.box, self.notice, self.served]
         inputs = [self.running, self.draft, self.kept, model, self.served, *self.settings]
