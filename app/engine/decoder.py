@@ -13,11 +13,12 @@ from app.engine.kernel import Kernel
 from app.engine.keyvalues import KeyValues
 from app.engine.layout import Layout
 from app.engine.linear import TiledLinear
-from app.engine.mixture import CompiledMixture, linear_args
+from app.engine.mixture import CompiledMixture, Parts, linear_args
 from app.engine.rows import MAX_HEAD_DIM
 from app.engine.scores import Scores
 from app.engine.structures import ACTIVATIONS, CacheArgs, DecoderArgs, LayerArgs, LinearArgs, SpanArgs, cache_args, scores_args
 
+CosSin = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of a step's positions `[rows, dim]`, the first half of the latter negated
 NOT_ROTATED = -1
 NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not cached
 
@@ -29,7 +30,7 @@ class CompiledLayer:
     norms: tuple[torch.Tensor | None, ...]
     qkv: tuple[TiledLinear, ...]  # queries, keys and values: one layer, or as many as have weights of their own kind
     out: TiledLinear
-    feed: tuple[TiledLinear, TiledLinear, TiledLinear] | CompiledMixture  # gate, up and down of a plain layer
+    feed: Parts | CompiledMixture
     scores: Scores
     rotation: int | None = 0  # which of a step's; None: it does not rotate
     activation: str = "none"  # of the gate of a plain layer
@@ -84,13 +85,11 @@ class CompiledDecoder:
         self._args = DecoderArgs(layers, *sizes, shape.eps, shape.shift, shape.residual_scale, self._norm.data_ptr())
         self._referenced += [layers, slots, texts]
 
-    def __call__(
-        self, x: torch.Tensor, rotations: Sequence[tuple[torch.Tensor, torch.Tensor]], query_scale: torch.Tensor | None, layout: Layout
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, rotations: Sequence[CosSin], query_scale: torch.Tensor | None, layout: Layout) -> torch.Tensor:
         """Compute hidden states `[rows, hidden]` of embeddings `x` `[rows, hidden]`, which are changed.
 
-        `rotations`, at most two, are cosines and sines `[rows, dim]`, the first half of the latter negated; `query_scale` `[rows]`
-        multiplies rotated queries. All bfloat16 and contiguous. Raises `MemoryError`.
+        There are at most two `rotations`; `query_scale` `[rows]` multiplies rotated queries. All bfloat16 and contiguous. Raises
+        `MemoryError`.
         """
         assert self._args is not None
         args, out = self._args, torch.empty_like(x)
@@ -113,7 +112,7 @@ class CompiledDecoder:
 
     def _layer_args(self, layer: CompiledLayer, caches: Sequence[CacheArgs]) -> LayerArgs:
         feed, kept = layer.feed, self._referenced
-        sinks = None if layer.scores.sinks is None else layer.scores.sinks.float().contiguous()
+        sinks = layer.scores.float_sinks
         kept.append(sinks)
         plain = (layer.out, *(feed if isinstance(feed, tuple) else ()))
         args = LayerArgs(

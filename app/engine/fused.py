@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
-from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape
+from app.engine.decoder import CompiledDecoder, CompiledLayer, CosSin, DecoderShape
 from app.engine.experts import Experts
 from app.engine.kernel import Kernel, activation_of, kernel
 from app.engine.linear import TiledLinear, concatenate_layers, parts_of
 from app.engine.lora import Adapters, add_residual, gated_product
-from app.engine.mixture import CompiledExperts, CompiledMixture, Router, create_compiled_experts
+from app.engine.mixture import CompiledExperts, CompiledMixture, Parts, Router, create_compiled_experts, tiled_parts
 from app.engine.scores import Scores
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"})
@@ -27,7 +27,6 @@ SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | {"gemma", "gemma2", "gemma3_text", "g
 ADAPTED_PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.o_proj",)}
 # of a `Layer`: the model's own layers that became it; and of a `Gated`
 ADAPTED_MLP_PARTS = {"gate": ("mlp.gate_proj",), "up": ("mlp.up_proj",), "down": ("mlp.down_proj",)}
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of a step's positions `[rows, dim]`, the first half of the latter negated
 OnCuda = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # see `cudadecoder.CudaDecoder`
 MLP_PARTS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate", "experts"}, {"router", "experts"})
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -154,7 +153,7 @@ class FusedDecoder:
             x = self._feed(layer, layer.mlp_norm(x), x)
         return self.norm(x.to(self.norm.weight.device))
 
-    def _rotation(self, x: torch.Tensor, positions: torch.Tensor, kind: str) -> Rotation:
+    def _rotation(self, x: torch.Tensor, positions: torch.Tensor, kind: str) -> CosSin:
         cos, sin = self.rotary(x[None], positions[None], *([kind] if kind else []))
         if cos.shape[-1] < self.dim:  # GPT-OSS has the half of them, which the other repeats
             cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
@@ -163,7 +162,7 @@ class FusedDecoder:
         return cos, sin
 
     def _attend(
-        self, index: int, layer: Layer, h: torch.Tensor, rotations: Sequence[Rotation], query_scale: torch.Tensor | None
+        self, index: int, layer: Layer, h: torch.Tensor, rotations: Sequence[CosSin], query_scale: torch.Tensor | None
     ) -> torch.Tensor:
         rotated_heads = self.heads + self.kv_heads
         qkv = layer.qkv(h).view(len(h), rotated_heads + self.kv_heads, self.dim)
@@ -248,15 +247,10 @@ def _compiled_layer(layer: Layer) -> CompiledLayer | None:
     return CompiledLayer(norms, qkv, layer.out, feed, layer.scores, layer.rotation, activation)
 
 
-def _compiled_feed(mlp: Gated | CompiledMixture | nn.Module) -> tuple[TiledLinear, TiledLinear, TiledLinear] | CompiledMixture | None:
+def _compiled_feed(mlp: Gated | CompiledMixture | nn.Module) -> Parts | CompiledMixture | None:
     if isinstance(mlp, CompiledMixture):
         return mlp
-    if not isinstance(mlp, Gated) or activation_of(mlp.act) == "none":
-        return None
-    gate, up, down = mlp.gate, mlp.up, mlp.down
-    if isinstance(gate, TiledLinear) and isinstance(up, TiledLinear) and isinstance(down, TiledLinear):
-        return gate, up, down
-    return None
+    return tiled_parts(mlp.gate, mlp.up, mlp.down) if isinstance(mlp, Gated) and activation_of(mlp.act) != "none" else None
 
 
 def _layer_of(block: Any, window: int | None, dtype: torch.dtype, rotated: Sequence[str]) -> Layer:

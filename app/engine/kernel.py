@@ -24,7 +24,6 @@ from app.engine.compiler import CompileError, library_path
 from app.engine.grouped import GROUP_SIZE, GroupedWeights
 from app.engine.packing import PackedWeights
 from app.engine.rows import DecodeRows, PrefillRows, dense
-from app.engine.scores import Scores
 from app.engine.structures import (
     ACTIVATIONS,
     BINARY_OPS,
@@ -126,7 +125,7 @@ class Kernel:
         Raises `MemoryError`.
         """
         rows, heads, dim = batch.query.shape
-        kv_heads, sinks = batch.key.shape[1], _sinks_of(batch.scores)
+        kv_heads, sinks = batch.key.shape[1], batch.scores.float_sinks
         out = torch.empty(rows, heads, dim, dtype=batch.query.dtype)
         args = DecodeArgs(
             *(part.data_ptr() for part in (batch.query, batch.key, batch.value)),
@@ -151,7 +150,7 @@ class Kernel:
             self._write(batch, *batch.cache)
             key, value = batch.cache
         rows, heads, dim = query.shape
-        out, sinks = torch.empty(rows, heads, dim, dtype=query.dtype), _sinks_of(batch.scores)
+        out, sinks = torch.empty(rows, heads, dim, dtype=query.dtype), batch.scores.float_sinks
         tokens, head = (0, 1) if batch.cache is None else (2, 1)  # the dimensions of keys and values
         args = PrefillArgs(
             *(part.data_ptr() for part in (query, key, value)),
@@ -241,10 +240,6 @@ def activation_of(module: nn.Module) -> str:
     """The activation that is the module's; "none" if it is no such."""
     is_gelu = isinstance(module, GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh")
     return "swish" if isinstance(module, SWISH) else "gelu" if is_gelu else "none"
-
-
-def _sinks_of(scores: Scores) -> torch.Tensor | None:
-    return None if scores.sinks is None else scores.sinks.float().contiguous()
 
 
 @cache

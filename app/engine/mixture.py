@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from app.engine import packing
 from app.engine.experts import Expert, Experts, Gating
 from app.engine.linear import TiledLinear
 from app.engine.structures import ACTIVATIONS, BINARY_OPS, EpilogueArgs, ExpertsArgs, LinearArgs, MixtureArgs, groups_args, weights_args
 
-Parts = tuple[TiledLinear, TiledLinear, TiledLinear]  # gate, up and down of an expert
+Parts = tuple[TiledLinear, TiledLinear, TiledLinear]  # gate, up and down of an expert, or of a feed-forward network
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class CompiledMixture:
         kernel = compiled.kernel
         packed = packing.pack_bfloat16(router.weight.detach(), kernel.columns)
         self._router, self._experts = TiledLinear(packed, len(router.weight), router.bias, kernel), experts
-        self.kernel, self.hidden = kernel, compiled.hidden
+        self.kernel = kernel
         self._referenced: list[object] = [compiled]
         self.args = MixtureArgs(linear_args(self._router, self._referenced), router.chosen, router.of_all, compiled.args)
         self._given: tuple[torch.Tensor, ...] = ()
@@ -89,7 +90,7 @@ class CompiledMixture:
 def create_compiled_experts(experts: Experts) -> CompiledExperts | None:
     """None unless all layers are the kernel's, it knows what the experts do between them, and no inputs would have to be padded."""
     own = [each for each in experts if isinstance(each, Expert)]
-    parts = [part for each in own if (part := _parts_of(each)) is not None]
+    parts = [part for each in own if (part := tiled_parts(each.gate_proj, each.up_proj, each.down_proj))]
     gating = own[0].gating if own else None
     if gating is None or len(parts) < len(experts):
         return None
@@ -108,8 +109,8 @@ def linear_args(layer: TiledLinear, referenced: list[object]) -> LinearArgs:
     return LinearArgs(weights, groups, None if layer.bias is None else layer.bias.data_ptr(), packed.inputs, layer.outputs)
 
 
-def _parts_of(expert: Expert) -> Parts | None:
-    gate, up, down = expert.gate_proj, expert.up_proj, expert.down_proj
+def tiled_parts(gate: nn.Module, up: nn.Module, down: nn.Module) -> Parts | None:
+    """Gate, up and down; None unless all are the kernel's."""
     if isinstance(gate, TiledLinear) and isinstance(up, TiledLinear) and isinstance(down, TiledLinear):
         return gate, up, down
     return None

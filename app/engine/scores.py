@@ -25,6 +25,11 @@ class Scores:
     sinks: torch.Tensor | None = None
 
     @property
+    def float_sinks(self) -> torch.Tensor | None:
+        """As the compiled kernel reads them."""
+        return None if self.sinks is None else self.sinks.float().contiguous()
+
+    @property
     def changes(self) -> frozenset[Change]:
         """What the scores have that not every kernel knows."""
         changes: dict[Change, bool] = {"cap": self.cap is not None, "sinks": self.sinks is not None}
