@@ -137,14 +137,18 @@ def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_qu
     for question in ("Mine", "And this?"):
         page.route("**/gradio_api/app_id", lambda route: route.abort())
         page.route(CALL, refuse_second)
-        with flashing(page.locator("#line"), "The connection was lost. Your question was not sent."):
+        with flashing(page.locator("#chat"), "The connection was lost. Your question was not sent."):
             ask(page, question)
-            while held:  # the first call, which opens the conversation, ends after the question was taken
+            while held:  # the first call, which opens the conversation, ends after the question was sent
                 held.pop().continue_()
             expect_lost(page)
-        box(page).fill("And then")
+        before = "Mine\n\n" if question == "Mine" else ""  # which waits in the box until the page has its conversation
+        expect(box(page)).to_have_value(before.strip())
+        box(page).fill(f"{before}And then")
+        page.evaluate("window.isOld = true")
         page.unroute_all()
         page.route(CALL, late)
+        page.wait_for_function("window.isOld === undefined")
         expect(page.get_by_text("Ask something, or pick an example.")).to_be_visible()
         page.wait_for_function(NOTHING_KEPT)
         expect(box(page)).to_have_value(f"{question}\n\nAnd then")

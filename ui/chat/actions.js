@@ -10,7 +10,9 @@ window.litmus ??= {};
     const TITLES = { waiting: "waiting…", loading: "loading…", paused: "paused…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
     const QUESTION = "#message textarea";
     const CUT_OFF = "The connection was lost.";
+    const UNSENT = "Your question was not sent.";
     const WAITS = "The page waits for the server; what you wrote will stand in the box.";
+    const OPENING = "The page is still opening your conversation. Your question is sent then.";
     const MAX_BYTES = 1_000_000; // of a file that is dropped on the chat
     const STILL_S = 2; // seconds without news, after which the line counts them
     const BEGINS = [[QUESTION, "#send"], ["#score-text textarea", "#score-button"], ["#compare-prompt textarea", "#compare-begin"]];
@@ -34,8 +36,24 @@ window.litmus ??= {};
     const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
     litmus.busy = () => find("#stop") !== null;
 
+    // The first step shows the conversation that was open last. A question that is sent before it has ended waits in the box: what is shown last stays.
+    let isOpened = false;
+    let isPressed = false; // Send, before that
+    const opening = new Promise((done) => (litmus.opened = done)).then(() => {
+        isOpened = true;
+        if (isPressed) find("#send").click();
+    });
+
+    function hold(event) {
+        if (isOpened || !find(QUESTION)?.value.trim()) return;
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        if (!isPressed) pause(STILL_S * 1000).then(() => isOpened || told || tell(OPENING));
+        isPressed = true;
+    }
+
     // A step begins when the one before it has ended: Gradio would drop its click.
-    let steps = Promise.resolve();
+    let steps = opening;
     litmus.act = (name, value = null) => {
         const wanted = JSON.stringify([name, value]);
         if (wanted === begun) return steps; // the second click of a double click
@@ -83,9 +101,12 @@ window.litmus ??= {};
     };
 
     // Without its connection the page gets no more of an answer. What is there becomes a turn, which the page has when it is loaded anew.
-    litmus.lost = (isUnsent) => (litmus.busy() || isUnsent) && find("#lost").click();
+    litmus.lost = (isUnsent) => {
+        if (isPressed && !isOpened) tell(`${CUT_OFF} ${UNSENT}`);
+        else if (litmus.busy() || isUnsent) find("#lost").click();
+    };
     litmus.cutOff = ([kept, draft, running]) => {
-        if (!running) return ended("Your question was not sent.", kept);
+        if (!running) return ended(UNSENT, kept);
         const [text, thought, facts] = draft.length ? draft : [""];
         const whole = JSON.parse(kept);
         if (text) {
@@ -118,6 +139,7 @@ window.litmus ??= {};
     litmus.inputs = (inputs) => [litmus.action, ...inputs.slice(1)];
     litmus.firstInputs = (inputs) => {
         const entry = storage.get(storage.opened());
+        pause(MAX_STEP_MS).then(litmus.opened);
         return [JSON.stringify(entry ? ["open", JSON.stringify(entry.conversation)] : ["new", null]), ...inputs.slice(1)];
     };
 
@@ -194,8 +216,11 @@ window.litmus ??= {};
         if (name) CLIENT_ACTIONS[name] ? CLIENT_ACTIONS[name](Number(index), button) : litmus.act(name, Number(index));
     });
 
+    document.addEventListener("click", (event) => event.target.closest?.("#send") && hold(event), true);
+
     document.addEventListener("keydown", (event) => {
         if (event.isComposing) return;
+        if (event.key === "Enter" && !event.shiftKey && event.target.matches?.(QUESTION)) hold(event);
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) begin(event);
         if (event.key !== "Escape" || !find("#chat").checkVisibility() || isOfAnotherPart(event.target)) return;
         if (litmus.busy()) find("#stop").click();

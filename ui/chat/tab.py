@@ -89,7 +89,8 @@ class ChatTab:
         acted.then(None, None, None, js="() => litmus.acted()", **HIDDEN)
         opened = page.load(steps.act, inputs, desk.outputs, js="(...all) => litmus.firstInputs(all)", queue=False, **HIDDEN)
         opened.then(None, None, None, js="() => litmus.restore()", **HIDDEN)
-        opened.then(steps.redraw_line, [self.running, self.kept, self.served], self.line, queue=False, **HIDDEN)
+        drawn = opened.then(steps.redraw_line, [self.running, self.kept, self.served], self.line, queue=False, **HIDDEN)
+        drawn.then(None, None, None, js="() => litmus.opened()", **HIDDEN)
         ends = [self.running, self.kept, self.draft, self.box, self.notice, self.served]
         inputs = [self.running, self.draft, self.kept, model, self.served, *self.settings]
         answered = [step.then(answer_handler(visitors), inputs, desk.outputs, **HIDDEN) for step in (asked, acted)]
