@@ -188,10 +188,12 @@ class GrammarCompiler:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_tokens: Collection[int], marks: Collection[str] = ()
     ) -> None:
-        """`marks` are those by which the model ends a thought, a text in a tool call and a list of calls."""
+        """`marks` are those by which the model ends a thought, a text in a tool call and a list of calls. The tokenizer's added tokens may
+        lie beyond the model's `vocabulary`: no answer has them.
+        """
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
-        eos = sorted(end_tokens) or tokenizer.eos_token_id
-        self._tokenizer = LLTokenizer(_with_secret_control_tokens(tokenizer), n_vocab=vocabulary, eos_token=eos)
+        eos = [token for token in sorted(end_tokens) or [tokenizer.eos_token_id] if token is not None and token < vocabulary]
+        self._tokenizer = LLTokenizer(_with_secret_control_tokens(tokenizer, vocabulary), n_vocab=vocabulary, eos_token=eos or None)
         added = AddedTokens({token.content: id for id, token in tokenizer.added_tokens_decoder.items()}, frozenset(), frozenset())
         self._marks = [[token for part in added.split(mark) for token in self._tokens_of(part, added)] for mark in marks]
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()  # by the grammar's text, least recently used first
@@ -228,12 +230,13 @@ class GrammarCompiler:
         return Completions(self._tokenizer, self._marks)
 
 
-def _with_secret_control_tokens(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The tokenizer as JSON, with random names for its control tokens. Where a grammar leaves only one text, llguidance tokenizes that
-    text itself, and would turn a string like "<|end|>" in it into the control token.
+def _with_secret_control_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> str:
+    """The tokenizer as JSON, with random names for its control tokens, and without added tokens beyond the vocabulary. Where a grammar
+    leaves only one text, llguidance tokenizes that text itself, and would turn a string like "<|end|>" in it into the control token.
     """
     names = {token.content: f"<{secrets.token_hex(16)}>" for token in tokenizer.added_tokens_decoder.values() if token.special}
     document = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None, "post_processor": None}
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] < vocabulary]
     for token in document["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = document["model"]

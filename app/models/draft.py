@@ -1,28 +1,11 @@
-"""What a draft model has to be beside the model that checks its tokens, and how much of it is loaded."""
-
-from collections.abc import Mapping
+"""How a draft model is loaded, and how much of it, beside the model that checks its tokens."""
 
 from app.engine.capacity import CacheLimits
 from app.engine.lanes import MAX_LANES
 from app.engine.proposer import MAX_READ
-from app.errors import SetupError
 from app.models.context import context_of
 from app.models.source import Source
 from app.settings import ModelSettings
-
-
-def check_vocabulary(model: Mapping[str, int], draft: Mapping[str, int], path: str) -> None:
-    """Raises `SetupError` unless both have the same tokens under the same ids. `path` is the draft's."""
-    if model == draft:
-        return
-    problem = f"it has {len(draft)} tokens, the model {len(model)}"
-    if len(model) == len(draft):
-        token = min((id, token) for token, id in model.items() if draft.get(token) != id)[1]
-        problem = f"token {token!r} has the id {draft.get(token)} there and {model[token]} in the model"
-    raise SetupError(
-        f"model.draft: {path} has another vocabulary than the model: {problem}; give a model with the same tokenizer, as a smaller one of "
-        "the same family usually has, or leave model.draft out"
-    )
 
 
 def draft_settings(settings: ModelSettings, source: Source) -> ModelSettings:

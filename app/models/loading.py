@@ -30,7 +30,7 @@ from app.models.cache import check_kinds
 from app.models.context import NO_LIMIT, context_of, context_setting, wanted_context
 from app.models.device import DeviceAssignment, cards_of
 from app.models.division import check_divisible, device_map
-from app.models.draft import check_vocabulary, draft_limits, draft_settings
+from app.models.draft import draft_limits, draft_settings
 from app.models.files import files_to_load, read_ahead, weight_files
 from app.models.format import parameter_count, weight_format
 from app.models.gguf import GGUFFile
@@ -46,6 +46,7 @@ from app.models.sampling import default_sampling
 from app.models.source import Source, source_of
 from app.models.stages import Stages
 from app.models.staging import stage
+from app.models.tokens import check_draft, check_observer, check_tokens
 from app.models.weights import engine_scheme, load_model
 from app.scoring.detector import check_named
 from app.settings import ModelSettings
@@ -123,12 +124,12 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     cache = _cache_limits(settings, largest, device, sharers)
     observer = None
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
-        _check_pair(tokenizer, Tokenizer(path), path)
+        check_observer(tokenizer.base.get_vocab(), Tokenizer(path).base.get_vocab(), path)
         observer = _flat_model(path, settings, devices, replace(cache, slots=0, cache_tokens=None, dtype="auto"), stages)
     draft = None if settings.draft is None else _draft_model(settings.draft, settings, device, cache, stages)
     performer = _flat_model(settings.path, settings, devices, cache, stages)
     _make_current(performer.device)  # a division leaves out a first card that has no room
-    _check_added_tokens(settings.path, tokenizer, performer)
+    check_tokens(source_of(settings.path), tokenizer.base, performer.vocabulary)
     limits = EngineLimits(performer.slots, performer.context, settings.step_tokens, settings.stretch, settings.drafts)
     with stages.measure("forms"):
         grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)
@@ -264,7 +265,7 @@ def _flat_model(path: str, settings: ModelSettings, devices: Sequence[torch.devi
 
 
 def _draft_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits, stages: Stages) -> FlatModel:
-    check_vocabulary(Tokenizer(settings.path).base.get_vocab(), Tokenizer(path).base.get_vocab(), path)
+    check_draft(Tokenizer(settings.path).base.get_vocab(), Tokenizer(path).base.get_vocab(), path)
     source = source_of(path)
     return _flat_model(path, draft_settings(settings, source), [device], draft_limits(cache, source), stages)
 
@@ -281,18 +282,3 @@ def _at_hand(source: Source, settings: ModelSettings, stages: Stages) -> Source:
     if source.gguf is None:
         return replace(source, place=str(folder))
     return replace(source, gguf=GGUFFile(folder / source.gguf.path.name))
-
-
-def _check_added_tokens(path: str, tokenizer: Tokenizer, model: FlatModel) -> None:
-    if source_of(path).adapter is not None and len(tokenizer) > model.vocabulary:
-        raise SetupError(
-            f"{path}: the adapter's tokenizer has {len(tokenizer)} tokens, the model only {model.vocabulary} embeddings; save the adapter "
-            "with its embeddings (peft's save_embedding_layers=True)"
-        )
-
-
-def _check_pair(performer: Tokenizer, observer: Tokenizer, path: str) -> None:
-    if performer.base.get_vocab() != observer.base.get_vocab():
-        raise SetupError(
-            f"model.observer: {path} has another vocabulary than the model; binoculars needs two models with the same tokenizer"
-        )

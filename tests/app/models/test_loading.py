@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from driving import kernel_or_skip
+from driving import answers_of, drain, kernel_or_skip
 from safetensors.torch import load_file, save_file
-from tinymodels import tiny
+from tinymodels import VOCABULARY, tiny
 from tool_templates import HERMES
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, modeling_utils
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, modeling_utils
 
 from app.engine.capacity import CacheLimits
 from app.engine.conversion import create_flat_model
-from app.engine.events import Delta
+from app.engine.events import Delta, Failed
 from app.engine.layout import Span, layout_of
 from app.engine.request import Generate, SamplingParams
 from app.engine.rounding import quantize_layers
 from app.errors import SetupError
+from app.forms.lark import choice_grammar
 from app.models.device import DeviceAssignment
 from app.models.loading import create_engine, resolve_devices
 from app.models.revision import revision_of
@@ -27,6 +28,7 @@ from app.models.source import source_of
 from app.models.weights import load_model
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
+from models import synthetic
 
 
 def settings(folder: Path, **options: object) -> ModelSettings:
@@ -47,6 +49,32 @@ def test_every_quantization_generates_on_a_cpu(tiny_folder: Path, quantize: str)
     assert facts.dtype == ("float32" if quantize == "none" else "bfloat16")
     linear = engine.performer.model.model.layers[0].mlp.up_proj
     assert (type(linear) is torch.nn.Linear) == (quantize == "none")
+
+
+def test_tokens_without_embeddings_are_named_and_a_form_is_answered_without_them(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the folders of models that got a token for padding, or another end token, and kept their embeddings."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<{index}>" for index in range(VOCABULARY - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]", "eos_token": "<|end|>"})
+    tokenizer.save_pretrained(folder)
+    engine, _ = create_engine(settings(folder))
+    sizes = f"has {VOCABULARY + 2} tokens, the model only {VOCABULARY} embeddings"
+    assert f"{folder}: the tokenizer {sizes}; a text with one of the rest is refused: <|end|> [PAD]" in caplog.text
+    engine.submit(Generate("form", (5, 9), 20, grammar=choice_grammar(["a fox", "a crow"])))
+    engine.submit(Generate("beyond", (5, VOCABULARY), 20))
+    events = drain(engine)
+    assert answers_of(events)["form"] in {"a fox", "a crow"}
+    assert "outside the model's vocabulary" in str(next(event for event in events if isinstance(event, Failed)).error)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    synthetic.create_tokenizer(VOCABULARY + 1).save_pretrained(folder)
+    with pytest.raises(SetupError, match="tokenizer has 301 tokens, the model only 300 embeddings: they do not belong together"):
+        create_engine(settings(folder))
 
 
 def test_facts_contain_revision_and_fingerprint(tiny_folder: Path) -> None:
