@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -15,6 +16,8 @@ from transformers import (
     Ministral3Config,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
@@ -36,6 +39,8 @@ SHAPE: dict[str, Any] = {
     "head_dim": 32,
     "max_position_embeddings": CONTEXT,
 }
+HEADS = {**SHAPE, "num_attention_heads": 3, "num_key_value_heads": 1}  # of the same dim where it follows from the number
+WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 64}
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 50, "llama_4_scaling_beta": 0.3}
 CONFIGS = {
@@ -49,13 +54,15 @@ CONFIGS = {
     "qwen3_moe, shares of all": Qwen3MoeConfig(**SHAPE, **EXPERTS, norm_topk_prob=False),
     "gemma": GemmaConfig(**SHAPE),
     "gemma2": Gemma2Config(**SHAPE, query_pre_attn_scalar=20, attn_logit_softcapping=3.0, sliding_window=40),
-    "gemma3": Gemma3TextConfig(
-        **SHAPE, query_pre_attn_scalar=20, layer_types=["sliding_attention", "full_attention", "sliding_attention"], sliding_window=40
-    ),
+    "gemma3": Gemma3TextConfig(**SHAPE, query_pre_attn_scalar=20, layer_types=WINDOWED, sliding_window=40),
     "granite": GraniteConfig(**SHAPE, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.1),
     "ministral3": Ministral3Config(**SHAPE, rope_parameters=YARN),
     "seed_oss": SeedOssConfig(**SHAPE),
     "smollm3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0, 1], pad_token_id=None),
+    "olmo2": Olmo2Config(**HEADS),
+    "olmo3": Olmo3Config(**HEADS, layer_types=WINDOWED, sliding_window=40),
+    "exaone4": Exaone4Config(**SHAPE, layer_types=["full_attention"] * 3, sliding_window=None),
+    "exaone4, with windows": Exaone4Config(**SHAPE, layer_types=WINDOWED, sliding_window=40),
     "gpt_oss": GptOssConfig(**SHAPE, swiglu_limit=0.9, num_local_experts=6, num_experts_per_tok=3, sliding_window=40),
 }
 

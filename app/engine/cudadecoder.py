@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from app.engine import varlen
-from app.engine.fused import FusedDecoder, Gated, Layer, Norm, mix
+from app.engine.decoderlayer import Gated, Layer, Norm
+from app.engine.fused import FusedDecoder, mix
 from app.engine.kernel import SWISH
 from app.engine.layout import Call
 from app.engine.mixture import CompiledMixture
@@ -90,7 +91,9 @@ class CudaDecoder:
     """For a model on one device, whose cache is laid out for torch's flash kernel."""
 
     def __init__(self, decoder: FusedDecoder, kernels: Kernels) -> None:
-        self._layers, self._norm, self._attention = decoder.layers, decoder.norm, decoder.attention
+        self._layers, self._attention = decoder.layers, decoder.attention
+        norms = [*(norm for layer in decoder.layers for norm in layer.own_norms), decoder.norm]
+        self._first_norm, self._norms = norms[0], list(zip(norms[1::2], norms[2::2], strict=True))
         self._heads, self._dim, self.kernels = decoder.heads, decoder.dim, kernels
 
     def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -102,15 +105,14 @@ class CudaDecoder:
 
     def _compute(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         calls, kernels = self._attention.running_calls(x.device), self.kernels
-        following = [*(layer.input_norm for layer in self._layers[1:]), self._norm]
-        h = kernels.norm(x, None, self._layers[0].input_norm)
-        for index, (layer, norm) in enumerate(zip(self._layers, following, strict=True)):
+        h = kernels.norm(x, None, self._first_norm)
+        for index, (layer, norms) in enumerate(zip(self._layers, self._norms, strict=True)):
             qkv = layer.qkv(h).view(len(h), -1, self._dim)
             rotations = [Rotation(qkv[call.rows], self._heads, cos[call.rows], sin[call.rows], layer.head_norms) for call in calls]
             parts = [self._attend(index, layer, *each) for each in zip(calls, rotations, strict=True)]
             attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-            h = kernels.norm(x, layer.out(attended.reshape(len(h), -1)), layer.mlp_norm)
-            h = kernels.norm(x, self._feed(layer, h), norm)
+            h = kernels.norm(x, layer.out(attended.reshape(len(h), -1)), norms[0])
+            h = kernels.norm(x, self._feed(layer, h), norms[1])
         return h
 
     def _feed(self, layer: Layer, h: torch.Tensor) -> torch.Tensor:
@@ -158,7 +160,8 @@ def probe(kernels: Kernels, decoder: FusedDecoder) -> float:
     difference, with every part of a step compiled that the decoder will run.
     """
     plain, layer = PlainKernels(), decoder.layers[0]
-    weight = layer.input_norm.weight
+    input_norm, mlp_norm = layer.own_norms
+    weight = input_norm.weight
     generator = torch.Generator().manual_seed(0)
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -181,8 +184,8 @@ def probe(kernels: Kernels, decoder: FusedDecoder) -> float:
         cached, own = ([weight.new_zeros(8, *shape[1:]) for _ in range(2)] for _ in range(2))
         outputs.append(
             [
-                each.norm(first, None, layer.input_norm),
-                each.norm(second, added, layer.mlp_norm),
+                each.norm(first, None, input_norm),
+                each.norm(second, added, mlp_norm),
                 first,
                 second,
                 each.rotate(rotation, Target(cached[0], cached[1], places)),

@@ -25,7 +25,7 @@ NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not
 
 @dataclass(frozen=True, slots=True)
 class CompiledLayer:
-    """The parts of one layer. `norms` are the weights of its RMSNorms, in the order of `LayerArgs`; all but the first two may be None."""
+    """The parts of one layer. `norms` are the weights of its RMSNorms, in the order of `LayerArgs`; any may be None."""
 
     norms: tuple[torch.Tensor | None, ...]
     qkv: tuple[TiledLinear, ...]  # queries, keys and values: one layer, or as many as have weights of their own kind
@@ -124,6 +124,7 @@ class CompiledDecoder:
             args.mixture = ctypes.pointer(feed.args)
         args.slots, args.texts = caches
         args.scores = scores_args(layer.scores, self._shape.dim, sinks)
+        args.norms_together = layer.norms[4] is not None and len(layer.norms[4]) > self._shape.dim
         args.rotation, args.activation = NOT_ROTATED if layer.rotation is None else layer.rotation, ACTIVATIONS[layer.activation]
         return args
 

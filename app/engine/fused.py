@@ -4,87 +4,36 @@ It runs the model's own layers, with query, key and value projections concatenat
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
 from app.engine.decoder import CompiledDecoder, CompiledLayer, CosSin, DecoderShape
+from app.engine.decoderlayer import Gated, Layer, Norm, layer_of, norm_of, normed
 from app.engine.experts import Experts
-from app.engine.kernel import Kernel, activation_of, kernel
+from app.engine.kernel import activation_of
 from app.engine.linear import TiledLinear, concatenate_layers, parts_of
 from app.engine.lora import Adapters, add_residual, gated_product
-from app.engine.mixture import CompiledExperts, CompiledMixture, Parts, Router, create_compiled_experts, tiled_parts
-from app.engine.scores import Scores
+from app.engine.mixture import CompiledMixture, Parts, create_compiled_experts, tiled_parts
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"})
 # cudadecoder.py knows only the former.
-SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | {"gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "ministral3", "seed_oss", "smollm3"}
+SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | frozenset(
+    "exaone4 gemma gemma2 gemma3_text gpt_oss granite ministral3 olmo2 olmo3 seed_oss smollm3".split()
+)
 ADAPTED_PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.o_proj",)}
 # of a `Layer`: the model's own layers that became it; and of a `Gated`
 ADAPTED_MLP_PARTS = {"gate": ("mlp.gate_proj",), "up": ("mlp.up_proj",), "down": ("mlp.down_proj",)}
 OnCuda = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # see `cudadecoder.CudaDecoder`
 MLP_PARTS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate", "experts"}, {"router", "experts"})
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-# Gemma 2 and 3 have these, too; their post_attention_layernorm is of what the attention gives.
+# Gemma 2 and 3 have these, too; their post_attention_layernorm is of what the attention gives. OLMo 2 and EXAONE 4 have only norms of that.
 FEED_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """x / sqrt(mean(x^2) + eps) * (shift + weight) over the last axis (RMSNorm, arXiv 1910.07467)."""
-
-    weight: torch.Tensor
-    eps: float
-    kernel: Kernel | None = None
-    shift: float = 0
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kernel is not None:
-            return self.kernel.rms_norm(x, self.weight, self.eps, self.shift)
-        if not self.shift:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return F.rms_norm(x.float(), self.weight.shape, self.shift + self.weight.float(), self.eps).to(x.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Gated:
-    """A feed-forward network: down(act(gate(x)) * up(x))."""
-
-    gate: nn.Module
-    up: nn.Module
-    down: nn.Module
-    act: nn.Module
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """The modules of one decoder layer, in the order in which they run."""
-
-    input_norm: Norm
-    qkv: nn.Module
-    query_norm: Norm | None
-    key_norm: Norm | None
-    out: nn.Module
-    mlp_norm: Norm
-    mlp: Gated | CompiledMixture | nn.Module  # the last of a mixture that is not compiled: what chooses the experts, and these
-    scores: Scores  # of the attention
-    attended_norm: Norm | None = None  # of what the attention gives, before it is added to the states
-    fed_norm: Norm | None = None  # the same of `mlp`
-    rotation: int | None = 0  # which of a step's rotations; None: it does not rotate
-
-    @property
-    def head_norms(self) -> tuple[Norm, Norm] | None:
-        """Of queries and keys."""
-        return None if self.query_norm is None or self.key_norm is None else (self.query_norm, self.key_norm)
-
-    @property
-    def norms(self) -> tuple[Norm | None, ...]:
-        return (self.input_norm, self.mlp_norm, self.attended_norm, self.fed_norm, self.query_norm, self.key_norm)
+LAYERS = (LAYER_PARTS, LAYER_PARTS | FEED_NORMS, LAYER_PARTS - {"input_layernorm"} | {"post_feedforward_layernorm"})
 
 
 class FusedDecoder:
@@ -100,7 +49,7 @@ class FusedDecoder:
         self.inner = int(config.intermediate_size)  # outputs of the gate
         self.blocks = list(base.layers)
         self.dtype: torch.dtype = base.dtype
-        self.norm = _norm_of(base.norm, self.dtype)
+        self.norm = norm_of(base.norm, self.dtype)
         self.rotated = [str(each) for each in getattr(self.rotary, "layer_types", [])]  # the kinds of layers with rotations of their own
         self.scaled_from, self.scaled_by = _query_scaling(config)
         self.embedding_scale, self.residual_scale = (
@@ -119,7 +68,7 @@ class FusedDecoder:
         """Look up the layers' modules. Call this after a forward of the model, and after `prepack_layers` has replaced them."""
         self.embed = self.base.embed_tokens
         windows = self.attention.windows  # as the model's own forward has said
-        self.layers = [_layer_of(block, windows[index], self.dtype, self.rotated) for index, block in enumerate(self.blocks)]
+        self.layers = [layer_of(block, windows[index], self.dtype, self.rotated) for index, block in enumerate(self.blocks)]
         shape = DecoderShape(self.heads, self.kv_heads, self.dim, self.norm.eps, self.norm.shift, self.residual_scale)
         self.compiled = _compiled_decoder(self.layers, self.norm, shape)
 
@@ -145,19 +94,19 @@ class FusedDecoder:
                 self.compiled.bind_cache(self.attention.slots, self.attention.texts)
             return self.compiled(x, rotations, scale, self.attention.layout)
         for index, layer in enumerate(self.adapted if adapted else self.layers):
-            if x.device != (card := layer.input_norm.weight.device):  # of a model that is divided among cards
-                x = x.to(card, non_blocking=True)
-                rotations = [(cos.to(card, non_blocking=True), sin.to(card, non_blocking=True)) for cos, sin in rotations]
-            attended = self._attend(index, layer, layer.input_norm(x), rotations, scale)
+            if x.device != layer.device:  # of a model that is divided among cards
+                x = x.to(layer.device, non_blocking=True)
+                rotations = [(cos.to(x.device, non_blocking=True), sin.to(x.device, non_blocking=True)) for cos, sin in rotations]
+            attended = self._attend(index, layer, normed(x, layer.input_norm), rotations, scale)
             x = self._add(layer.out, attended, x, layer.attended_norm)
-            x = self._feed(layer, layer.mlp_norm(x), x)
+            x = self._feed(layer, normed(x, layer.mlp_norm), x)
         return self.norm(x.to(self.norm.weight.device))
 
     def _rotation(self, x: torch.Tensor, positions: torch.Tensor, kind: str) -> CosSin:
         cos, sin = self.rotary(x[None], positions[None], *([kind] if kind else []))
         if cos.shape[-1] < self.dim:  # GPT-OSS has the half of them, which the other repeats
             cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
-        cos, sin = cos[0], sin[0].clone()
+        cos, sin = cos[0].to(x.dtype), sin[0].to(x.dtype, copy=True)
         sin[..., : self.dim // 2].neg_()  # so that `torch.roll` can stand for rotate_half
         return cos, sin
 
@@ -168,8 +117,8 @@ class FusedDecoder:
         qkv = layer.qkv(h).view(len(h), rotated_heads + self.kv_heads, self.dim)
         qk = qkv[:, :rotated_heads]
         if layer.head_norms is not None:
-            query_norm, key_norm = layer.head_norms
-            qk = torch.cat([query_norm(qk[:, : self.heads]), key_norm(qk[:, self.heads :])], 1)
+            parts = zip(layer.head_norms, (qk[:, : self.heads], qk[:, self.heads :]), strict=True)
+            qk = torch.cat([norm(part.reshape(len(h), -1, len(norm.weight))).view(part.shape) for norm, part in parts], 1)
         if layer.rotation is not None:
             cos, sin = rotations[layer.rotation]
             qk = torch.addcmul(qk * cos[:, None], torch.roll(qk, self.dim // 2, -1), sin[:, None])
@@ -189,8 +138,7 @@ class FusedDecoder:
         """Add to the states `x` what the layer `last` makes of `h`."""
         if norm is None and self.residual_scale == 1:
             return add_residual(last, h, x)
-        given = last(h)
-        return x + (given if norm is None else norm(given)) * self.residual_scale
+        return x + normed(last(h), norm) * self.residual_scale
 
 
 def compile_experts(model: nn.Module) -> None:
@@ -215,7 +163,7 @@ def create_fused_decoder(model: PreTrainedModel, attention: SlotAttention) -> Fu
     base: Any = model.base_model
     if getattr(base.config, "model_type", None) not in (SUPPORTED_ON_CPU if model.device.type == "cpu" else SUPPORTED_MODEL_TYPES):
         return None
-    if any(_parts(layer) - FEED_NORMS != LAYER_PARTS or _parts(layer.mlp) not in MLP_PARTS for layer in base.layers):
+    if any(_parts(layer) not in LAYERS or _parts(layer.mlp) not in MLP_PARTS for layer in base.layers):
         return None
     return FusedDecoder(base, attention)
 
@@ -253,34 +201,6 @@ def _compiled_feed(mlp: Gated | CompiledMixture | nn.Module) -> Parts | Compiled
     return tiled_parts(mlp.gate, mlp.up, mlp.down) if isinstance(mlp, Gated) and activation_of(mlp.act) != "none" else None
 
 
-def _layer_of(block: Any, window: int | None, dtype: torch.dtype, rotated: Sequence[str]) -> Layer:
-    part, mlp = block.self_attn, block.mlp
-    has_feed_norms = hasattr(block, "pre_feedforward_layernorm")
-    rotation = (rotated.index(part.layer_type) if rotated else 0) if getattr(part, "use_rope", True) else None
-    return Layer(
-        input_norm=_norm_of(block.input_layernorm, dtype),
-        qkv=part.qkv,
-        query_norm=_norm_of(part.q_norm, dtype) if hasattr(part, "q_norm") else None,
-        key_norm=_norm_of(part.k_norm, dtype) if hasattr(part, "k_norm") else None,
-        out=part.o_proj,
-        mlp_norm=_norm_of(block.pre_feedforward_layernorm if has_feed_norms else block.post_attention_layernorm, dtype),
-        mlp=Gated(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn) if hasattr(mlp, "gate_proj") else _mixture_of(mlp),
-        scores=Scores(float(part.scaling), window, getattr(part, "attn_logit_softcapping", None), getattr(part, "sinks", None)),
-        attended_norm=_norm_of(block.post_attention_layernorm, dtype) if has_feed_norms else None,
-        fed_norm=_norm_of(block.post_feedforward_layernorm, dtype) if has_feed_norms else None,
-        rotation=rotation,
-    )
-
-
-def _mixture_of(mlp: Any) -> CompiledMixture | nn.Module:
-    compiled, chooser = mlp.experts.compiled if isinstance(mlp.experts, Experts) else None, getattr(mlp, "gate", None) or mlp.router
-    router = Router(chooser.weight, getattr(chooser, "bias", None), int(chooser.top_k), not getattr(chooser, "norm_topk_prob", True))
-    if not isinstance(compiled, CompiledExperts) or not CompiledMixture.is_supported(router, compiled):
-        whole: nn.Module = mlp
-        return whole
-    return CompiledMixture(router, mlp.experts, compiled)
-
-
 def _query_scaling(config: Any) -> tuple[int, float | None]:
     """Queries at positions from n times the first number on are multiplied by 1 + b log(1 + n), b being the second: Ministral 3's, from
     Llama 4. None: they are not.
@@ -288,11 +208,3 @@ def _query_scaling(config: Any) -> tuple[int, float | None]:
     rope = config.rope_parameters
     is_scaled = config.model_type == "ministral3" and rope.get("llama_4_scaling_beta")
     return (int(rope["original_max_position_embeddings"]), float(rope["llama_4_scaling_beta"])) if is_scaled else (1, None)
-
-
-def _norm_of(module: Any, dtype: torch.dtype) -> Norm:
-    """In the dtype of the states: some models keep their norms in float32. Those of Gemma call their epsilon otherwise, and add 1."""
-    weight, is_gemma = module.weight.detach().to(dtype).contiguous(), hasattr(module, "eps")
-    on_kernel = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    eps = float(module.eps if is_gemma else module.variance_epsilon)
-    return Norm(weight, eps, kernel() if on_kernel else None, float(is_gemma))

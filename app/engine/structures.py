@@ -162,7 +162,7 @@ class LayerArgs(ctypes.Structure):
         ("mixture", ctypes.POINTER(MixtureArgs)),
         *((name, CacheArgs) for name in ("slots", "texts")),
         ("scores", ScoresArgs),
-        ("rotation", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("norms_together", "rotation")),
         ("activation", ctypes.c_int),
     )
 

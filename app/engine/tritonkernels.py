@@ -12,7 +12,7 @@ from triton import language as tl
 from triton.errors import TritonError
 
 from app.engine.cudadecoder import Rotation, Target
-from app.engine.fused import Norm
+from app.engine.decoderlayer import Norm
 
 BLOCK_VALUES = 1024  # of a rotation or a gate, in one program
 VALUES_OF_WARP, MOST_WARPS = 512, 16  # of a norm, whose row is one program's

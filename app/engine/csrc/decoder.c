@@ -5,14 +5,15 @@
 #include "mixture.h"
 
 typedef struct {
-    const bf16 *input_norm, *mlp_norm;    /* weights [hidden] */
-    const bf16 *attended_norm, *fed_norm; /* the same, of what attention and feed-forward part give, before it is added; or NULL */
-    const bf16 *query_norm, *key_norm;    /* weights [dim], or NULL */
+    const bf16 *input_norm, *mlp_norm;    /* weights [hidden], or NULL */
+    const bf16 *attended_norm, *fed_norm; /* the same, of what attention and feed-forward part give, before it is added */
+    const bf16 *query_norm, *key_norm;    /* weights [dim], or of all heads together; or NULL */
     Linear qkv[3]; /* queries, keys and values, one after the other: as one layer, or as several; the rest has no outputs */
     Linear out, gate, up, down;
     const Mixture *mixture; /* in place of gate, up and down; or NULL */
     Cache slots, texts;                 /* of the sequences that decode, and of a text that is scored; the first also of their prompts */
     Scores scores;
+    int64_t norms_together; /* whether one norm is of all heads of a row together */
     int64_t rotation; /* which of the step's cosines and sines; -1: it does not rotate */
     int activation;   /* of the gate */
 } DecoderLayer;
@@ -108,9 +109,11 @@ static int attend_span(const DecoderArgs *args, const DecoderLayer *layer, const
 static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv, bf16 *out, int threads) {
     int64_t dim = args->dim, width = qkv_width(args);
     bf16 *key = qkv + args->heads * dim, *value = key + args->kv_heads * dim;
+    int64_t together = layer->norms_together ? args->heads : 1, kv_together = layer->norms_together ? args->kv_heads : 1;
     for (int64_t r = 0; layer->query_norm && r < args->rows; r++) {
-        rms_norm(qkv + r * width, args->heads, dim, layer->query_norm, args->eps, args->shift, qkv + r * width, 1);
-        rms_norm(key + r * width, args->kv_heads, dim, layer->key_norm, args->eps, args->shift, key + r * width, 1);
+        bf16 *query = qkv + r * width, *own_key = key + r * width;
+        rms_norm(query, args->heads / together, together * dim, layer->query_norm, args->eps, args->shift, query, 1);
+        rms_norm(own_key, args->kv_heads / kv_together, kv_together * dim, layer->key_norm, args->eps, args->shift, own_key, 1);
     }
     if (layer->rotation >= 0) rotate(args, layer->rotation, qkv, width, threads);
     DecodeArgs decode = {qkv, key, value, width, width, width, layer->slots, args->pages, args->firsts, args->positions, args->decodes,
@@ -135,18 +138,25 @@ static int add(const DecoderArgs *args, const Linear *last, const bf16 *x, const
     return 0;
 }
 
+/* The states after a norm, which are written to `normed`; without a norm the states themselves. */
+static const bf16 *norm_of(const DecoderArgs *args, const bf16 *norm, bf16 *normed, int threads) {
+    if (!norm) return args->x;
+    rms_norm(args->x, args->rows, args->hidden, norm, args->eps, args->shift, normed, threads);
+    return normed;
+}
+
 /* Replaces args->x by what the layer makes of it. */
 static int run_layer(const DecoderArgs *args, const DecoderLayer *layer, const Buffers *buffers, int threads) {
-    int64_t rows = args->rows, hidden = args->hidden;
+    int64_t rows = args->rows;
     bf16 *x = args->x, *normed = buffers->normed, *gated = buffers->gated;
     Epilogue activated = {.activation = layer->activation, .out = gated}, product = {.binary_op = OP_MUL, .operand = gated, .out = gated};
-    rms_norm(x, rows, hidden, layer->input_norm, args->eps, args->shift, normed, threads);
-    if (apply_qkv(layer, normed, rows, buffers->qkv, qkv_width(args), threads) || attend(args, layer, buffers->qkv, buffers->attended, threads) ||
+    const bf16 *in = norm_of(args, layer->input_norm, normed, threads);
+    if (apply_qkv(layer, in, rows, buffers->qkv, qkv_width(args), threads) || attend(args, layer, buffers->qkv, buffers->attended, threads) ||
         add(args, &layer->out, buffers->attended, layer->attended_norm, normed, threads))
         return 1;
-    rms_norm(x, rows, hidden, layer->mlp_norm, args->eps, args->shift, normed, threads);
-    if (layer->mixture) return run_mixture(layer->mixture, normed, rows, x, x, threads);
-    return apply(&layer->gate, normed, rows, activated, threads) || apply(&layer->up, normed, rows, product, threads) ||
+    in = norm_of(args, layer->mlp_norm, normed, threads);
+    if (layer->mixture) return run_mixture(layer->mixture, in, rows, x, x, threads);
+    return apply(&layer->gate, in, rows, activated, threads) || apply(&layer->up, in, rows, product, threads) ||
            add(args, &layer->down, gated, layer->fed_norm, normed, threads);
 }
 

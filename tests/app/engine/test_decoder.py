@@ -37,8 +37,9 @@ def mixed_model(config: Any) -> PreTrainedModel:
 
 
 MIXED = "mixed"
-ONCE = ("gemma", "gemma2", "gemma3", "granite", "ministral3", "seed_oss", "smollm3")  # what is theirs lies between the products
-CASES = [(name, scheme, "auto") for name in CONFIGS for scheme in (("int4",) if name in ONCE else ("none", "int8", "int4"))]
+OFTEN = ("llama", "llama with biases", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe", "qwen3_moe, shares of all", "gpt_oss")
+# What is the others' own lies between the products.
+CASES = [(name, scheme, "auto") for name in CONFIGS for scheme in (("none", "int8", "int4") if name in OFTEN else ("int4",))]
 CASES += [(name, "none", "int8") for name in ("llama", "qwen3", "mistral", "gpt_oss")]
 CASES += [(name, MIXED, "auto") for name in ("llama with biases", "qwen3", "gpt_oss")]
 

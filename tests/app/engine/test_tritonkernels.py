@@ -11,7 +11,7 @@ import torch
 from tritoncode import CAPABILITIES, compiled
 
 from app.engine.cudadecoder import probe
-from app.engine.fused import Norm
+from app.engine.decoderlayer import Norm
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -45,7 +45,7 @@ def decoder(shape: tuple[int, ...], dtype: torch.dtype, has_norms: bool) -> Any:
         return Norm(torch.randn(size, generator=generator).to(dtype), eps)
 
     head_norms = (norm(dim, 0.1), norm(dim, 0.9)) if has_norms else None
-    layer = SimpleNamespace(input_norm=norm(hidden, 1e-5), mlp_norm=norm(hidden, 0.5), head_norms=head_norms)
+    layer = SimpleNamespace(own_norms=(norm(hidden, 1e-5), norm(hidden, 0.5)), head_norms=head_norms)
     return SimpleNamespace(layers=[layer], heads=heads, kv_heads=kv_heads, dim=dim, inner=inner)
 
 
