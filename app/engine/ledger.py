@@ -111,7 +111,8 @@ class Widths:
 def widths_of(config: Any) -> Widths:
     """Of transformers' config of a text model."""
     hidden = int(config.hidden_size)
-    widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    width = getattr(config, "intermediate_size", None) or 4 * hidden
+    widest = max(map(int, width if isinstance(width, list | tuple) else [width]))  # Gemma 3n has one for each layer
     experts = next((count for name in CHOSEN_EXPERTS if isinstance(count := getattr(config, name, None), int)), 0)
     return Widths(hidden, widest, int(config.vocab_size), experts)
 

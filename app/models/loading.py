@@ -254,7 +254,8 @@ def _flat_model(path: str, settings: ModelSettings, devices: Sequence[torch.devi
         record = ProofRecord(source, settings, devices)
         try:
             flat = create_flat_model(model, cache, engine_scheme(settings, device), record.read())
-        except (RuntimeError, AssertionError) as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
+        # bitsandbytes refuses a layer's shape in the first forward, not while loading; some models look for a layer's own weight there
+        except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
             place = device if places is None else settings.device
             raise SetupError(f"{path} does not run on {place} with quantize={settings.quantize}: {first_line(error)}") from error
         record.keep(flat.proof)

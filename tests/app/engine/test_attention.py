@@ -10,7 +10,8 @@ import pytest
 import torch
 from driving import kernel_or_skip
 from gguf_families import FAMILIES, create_model
-from tinymodels import tiny
+from tinymodels import SMALL, tiny
+from transformers import ApertusConfig, AutoModelForCausalLM, Gemma3nTextConfig, Gemma4TextConfig, PreTrainedModel
 
 from app.engine.capacity import CacheLimits
 from app.engine.conversion import create_flat_model
@@ -19,6 +20,27 @@ from app.engine.keyvalues import KeyValues
 from app.engine.layout import Span, layout_of
 
 KINDS = [name for name in FAMILIES if "-" not in name or name in ("phi4-mini", "command-r", "gpt-oss")]  # others differ in their rotation
+
+SHAPE = {**SMALL, "num_hidden_layers": 4, "num_key_value_heads": 2, "intermediate_size": 96, "bos_token_id": 0, "eos_token_id": 1}
+GEMMA = {**SHAPE, "head_dim": 32, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+PER_LAYER = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": SHAPE["vocab_size"]}
+OTHERS = {  # that come in no GGUF file here
+    "apertus": ApertusConfig(**SHAPE),
+    "gemma3n": Gemma3nTextConfig(
+        **{**GEMMA, **PER_LAYER, "intermediate_size": [96] * 4, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
+        num_kv_shared_layers=2,
+        laurel_rank=8,
+    ),
+    "gemma4": Gemma4TextConfig(**GEMMA, **PER_LAYER, global_head_dim=64),
+}
+
+
+def created(name: str) -> PreTrainedModel:
+    if name in FAMILIES:
+        return create_model(FAMILIES[name])
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(OTHERS[name])) if name in OTHERS else copy.deepcopy(tiny(name))
+    return model.eval()
 
 
 def test_a_cache_on_a_cpu_takes_memory_only_where_it_is_written() -> None:
@@ -39,11 +61,11 @@ def test_a_cache_goes_with_its_model() -> None:
     assert cache() is None
 
 
-@pytest.mark.parametrize("name", [*KINDS, "GPTNeoX", "Phi", "GPT2", "OPT"])
+@pytest.mark.parametrize("name", [*KINDS, *OTHERS, "GPTNeoX", "Phi", "GPT2", "OPT"])
 def test_a_row_is_the_same_alone_and_beside_others(name: str) -> None:
     """Prompts in one piece and in several, and decoding rows, whatever the model's own forward makes of queries, keys and values."""
     kernel_or_skip()
-    model = copy.deepcopy(tiny(name)) if name not in FAMILIES else create_model(FAMILIES[name])
+    model = created(name)
     separate_experts(model)
     flat = create_flat_model(model.bfloat16(), CacheLimits(slots=4, context=60))
     ids, size, device = [(31 * index * index + 7) % 100 + 2 for index in range(50)], flat.page_tokens, torch.device("cpu")

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tinymodels import save_tiny, tiny
+from tinymodels import VOCABULARY, save_tiny, tiny
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, RwkvConfig
 
 from app.errors import InvalidRequest, SetupError
 from app.models.loading import create_engine
 from app.settings import ModelSettings, read
 from app.tokenizer import Tokenizer
+
+RWKV = {"vocab_size": VOCABULARY, "context_length": 128, "hidden_size": 64, "num_hidden_layers": 2}
 
 
 def with_config(folder: Path, target: Path, **values: object) -> Path:
@@ -23,7 +26,15 @@ def with_config(folder: Path, target: Path, **values: object) -> Path:
 
 
 def of_family(name: str, folder: Path, target: Path) -> Path:
-    tiny(name).save_pretrained(target)
+    return with_tokenizer(tiny(name), folder, target)
+
+
+def of_kind(config: PretrainedConfig, folder: Path, target: Path) -> Path:
+    return with_tokenizer(AutoModelForCausalLM.from_config(config), folder, target)
+
+
+def with_tokenizer(model: PreTrainedModel, folder: Path, target: Path) -> Path:
+    model.save_pretrained(target)
     for file in folder.glob("token*"):
         shutil.copy(file, target)
     return target
@@ -55,6 +66,10 @@ CASES: dict[str, tuple[Case, str]] = {
     "a layer that bitsandbytes does not round": (
         lambda folder, new: {"path": of_family("GPTNeoX", folder, new), "quantize": "nf4", "device": "cpu"},
         r"does not run on cpu with quantize=nf4",
+    ),
+    "a layer whose own weight the model looks for": (
+        lambda folder, new: {"path": of_kind(RwkvConfig(**RWKV), folder, new), "quantize": "int4", "device": "cpu"},
+        r"does not run on cpu with quantize=int4: .* no attribute 'weight'",
     ),
     "an observer with another tokenizer": (
         lambda folder, _: {"path": folder, "observer": "models/storyteller", "device": "cpu"},
