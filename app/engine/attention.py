@@ -55,13 +55,15 @@ class SlotAttention:
         s_aux: torch.Tensor | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        layer, dim = int(module.layer_idx), value.shape[3]  # type: ignore[arg-type]
+        if dim < key.shape[3]:  # in latent attention (arXiv 2405.04434); kernels take keys and values of one size
+            value = F.pad(value, (0, key.shape[3] - dim))
         self.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
         self.windows[layer] = sliding_window
         scores = Scores(scaling, sliding_window, softcap, s_aux)
         self.changes |= scores.changes
         rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-        return self.attend(layer, rows[0], rows[1], rows[2], scores)[None], None
+        return self.attend(layer, rows[0], rows[1], rows[2], scores)[None, ..., :dim], None
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores) -> torch.Tensor:
         """Cache `key` and `value` `[rows, kv_heads, dim]` and attend `query` `[rows, heads, dim]`; returns `[rows, heads, value dim]`.

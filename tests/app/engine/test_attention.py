@@ -11,7 +11,7 @@ import torch
 from driving import kernel_or_skip
 from gguf_families import FAMILIES, create_model
 from tinymodels import SMALL, tiny
-from transformers import ApertusConfig, AutoModelForCausalLM, Gemma3nTextConfig, Gemma4TextConfig, PreTrainedModel
+from transformers import ApertusConfig, AutoModelForCausalLM, DeepseekV3Config, Gemma3nTextConfig, Gemma4TextConfig, PreTrainedModel
 
 from app.engine.capacity import CacheLimits
 from app.engine.conversion import create_flat_model
@@ -26,6 +26,11 @@ GEMMA = {**SHAPE, "head_dim": 32, "sliding_window": 8, "layer_types": ["sliding_
 PER_LAYER = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": SHAPE["vocab_size"]}
 OTHERS = {  # that come in no GGUF file here
     "apertus": ApertusConfig(**SHAPE),
+    "deepseek_v3": DeepseekV3Config(
+        **{**SHAPE, "num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32,
+        n_group=1, topk_group=1, first_k_dense_replace=1,
+    ),
     "gemma3n": Gemma3nTextConfig(
         **{**GEMMA, **PER_LAYER, "intermediate_size": [96] * 4, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
         num_kv_shared_layers=2,
@@ -68,6 +73,7 @@ def test_a_row_is_the_same_alone_and_beside_others(name: str) -> None:
     model = created(name)
     separate_experts(model)
     flat = create_flat_model(model.bfloat16(), CacheLimits(slots=4, context=60))
+    assert flat.decodes_on_kernel
     ids, size, device = [(31 * index * index + 7) % 100 + 2 for index in range(50)], flat.page_tokens, torch.device("cpu")
     own = [range(slot * flat.context_pages, (slot + 1) * flat.context_pages) for slot in range(4)]
 
