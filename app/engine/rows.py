@@ -12,7 +12,7 @@ from app.engine.keyvalues import Shape
 from app.engine.scores import Scores
 from app.errors import SetupError
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 512  # as in csrc/cache.h
 ROW_DTYPES = (torch.bfloat16, torch.float32)
 PLAIN = Scores()
 

@@ -1,6 +1,7 @@
 /* The elements of rows and of the cache: loading them, and writing a token to the cache. */
 #include "kernels.h"
 
+#define MAX_HEAD_DIM 512   /* as in rows.py */
 #define MIN_LARGEST 1e-30f /* a token whose elements are all smaller is kept as 0 */
 
 INLINE int64_t element_bytes(const int kind) { return kind == IN_FLOAT32 ? sizeof(float) : kind == IN_BF16 ? sizeof(bf16) : 1; }

@@ -1,7 +1,6 @@
 /* What is computed for each row by itself, between the linear layers: RMSNorm, and the attention of decoding rows. */
 #include "cache.h"
 
-#define MAX_HEAD_DIM 256
 #define PART_TOKENS 512 /* of a sequence, which threads read at the same time; where a part begins depends on nothing beside its row */
 
 /* x / sqrt(mean(x^2) + eps) * (shift + weight) for each row [inputs] (RMSNorm, arXiv 1910.07467). */
@@ -126,7 +125,8 @@ static void join_parts(const DecodeArgs *args, int64_t row, int64_t from, int64_
         float sink = args->scores.sinks ? args->scores.sinks[from + h] * LOG2_E : -3e38f, largest = sink;
         for (int64_t p = 0; p < count; p++) largest = parts[p * stride + dim + 1] > largest ? parts[p * stride + dim + 1] : largest;
         float sum_of_weights = args->scores.sinks ? exp2_vec(broadcast(sink - largest))[0] : 0;
-        vec mixed[MAX_HEAD_DIM / LANES] = {0};
+        vec mixed[MAX_HEAD_DIM / LANES];
+        for (int64_t c = 0; c < dim / LANES; c++) mixed[c] = (vec){0};
         for (int64_t p = 0; p < count; p++) {
             const float *part = parts + p * stride;
             float weight = exp2_vec(broadcast(part[dim + 1] - largest))[0];

@@ -5,9 +5,9 @@
  */
 #include "cache.h"
 
-#define PIECE 256                     /* keys; also the largest dim of a head */
-#define TILE_STRIDE (PIECE + LANES)   /* between a tile's rows. Not a power of 2, so that rows do not compete for one cache set */
-#define MAX_JOB_ROWS (16 * TILE_ROWS) /* each a query head of a row of the sequence */
+#define PIECE 256                          /* keys */
+#define TILE_STRIDE (MAX_HEAD_DIM + LANES) /* between a tile's rows. Not a power of 2, so that rows do not compete for one cache set */
+#define MAX_JOB_ROWS (16 * TILE_ROWS)      /* each a query head of a row of the sequence */
 
 /* Multiplies a tile x [rows][TILE_STRIDE] by block [inputs][COLUMNS], both float32, to out [rows][TILE_STRIDE]. */
 INLINE void multiply_rows(const int rows, const float *x, int64_t inputs, const float *block, float *out) {
@@ -90,10 +90,10 @@ static float softmax_row(float *x, int64_t count, int64_t first, int64_t last, f
 
 /* The scratch memory of one thread: a piece, a tile, and the softmax state of each row of a job. */
 typedef struct {
-    float keys[PIECE * PIECE], values[PIECE * PIECE];
+    float keys[PIECE * MAX_HEAD_DIM], values[PIECE * MAX_HEAD_DIM];
     float query[TILE_ROWS * TILE_STRIDE], scores[TILE_ROWS * TILE_STRIDE],
         piece[TILE_ROWS * TILE_STRIDE];                                      /* of a tile; the last: values mixed in this piece */
-    float mixed[MAX_JOB_ROWS * PIECE], top[MAX_JOB_ROWS], sum[MAX_JOB_ROWS]; /* values mixed so far, largest score, sum of weights */
+    float mixed[MAX_JOB_ROWS * MAX_HEAD_DIM], top[MAX_JOB_ROWS], sum[MAX_JOB_ROWS]; /* values mixed so far, largest score, sum of weights */
 } Scratch;
 
 /* Adds the piece of keys [begin, end) to the state of `count` rows, which starts at row `index` of the scratch memory. Row `row` of a
@@ -155,7 +155,7 @@ static void attend_rows(const PrefillArgs *args, int64_t kv_head, int64_t row, i
                   *(vec *)(scratch->mixed + r * args->dim + c) / scratch->sum[r], args->kind);
 }
 
-/* Computes the attention of all rows. dim is a multiple of LANES and at most PIECE. Returns 0, or 1 if it cannot allocate memory. */
+/* Computes the attention of all rows. dim is a multiple of LANES and at most MAX_HEAD_DIM. Returns 0, or 1 if it cannot allocate memory. */
 int attend_prefill(const PrefillArgs *args, int threads) {
     int64_t rows = args->rows * (args->heads / args->kv_heads), fair_share = rows * args->kv_heads / (3 * threads);
     int64_t job_rows = fair_share < 2 * TILE_ROWS ? 2 * TILE_ROWS : fair_share < MAX_JOB_ROWS ? fair_share : MAX_JOB_ROWS;

@@ -36,7 +36,7 @@ OTHERS = {  # that come in no GGUF file here
         num_kv_shared_layers=2,
         laurel_rank=8,
     ),
-    "gemma4": Gemma4TextConfig(**GEMMA, **PER_LAYER, global_head_dim=64),
+    "gemma4": Gemma4TextConfig(**GEMMA, **PER_LAYER, global_head_dim=512),
 }
 
 
