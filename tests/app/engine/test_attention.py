@@ -28,8 +28,14 @@ OTHERS = {  # that come in no GGUF file here
     "apertus": ApertusConfig(**SHAPE),
     "deepseek_v3": DeepseekV3Config(
         **{**SHAPE, "num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2},
-        q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32,
-        n_group=1, topk_group=1, first_k_dense_replace=1,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=32,
+        v_head_dim=32,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
     ),
     "gemma3n": Gemma3nTextConfig(
         **{**GEMMA, **PER_LAYER, "intermediate_size": [96] * 4, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
