@@ -17,9 +17,10 @@ class JobCheck:
 
     def error_of(self, job: Job) -> LitmusError | None:
         """Why the job can never be served, if it cannot."""
-        tokens, field = (job.prompt, "prompt") if isinstance(job, Generate) else (job.tokens, "input")
-        if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
-            return InvalidRequest(f"the {field} has a token outside the model's vocabulary of {self._vocabulary} tokens", param=field)
+        for name, tokens in _tokens_of(job).items():
+            if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
+                problem = f"{name} has a token outside the model's vocabulary of {self._vocabulary} tokens"
+                return InvalidRequest(problem, param=name.removeprefix("the "))
         if job.adapter is not None and job.adapter not in self._performer.adapters.names:
             return InvalidRequest(f"the model has no adapter '{job.adapter}'", param="model")
         if isinstance(job, Embed):
@@ -73,3 +74,10 @@ class JobCheck:
             conflicts = "beam or contrastive search, bad_words, min_tokens, allowed_token_ids, ignore_eos or stop_token_ids"
             return InvalidRequest(f"an answer that follows a grammar cannot be combined with {conflicts}")
         return None
+
+
+def _tokens_of(job: Job) -> dict[str, tuple[int, ...]]:
+    """Those that the caller has named, by the words for them."""
+    if isinstance(job, Generate):
+        return {"the prompt": job.prompt, "allowed_token_ids": job.sampling.allowed_tokens}
+    return {"the input": job.tokens}

@@ -65,9 +65,14 @@ def test_tokens_without_embeddings_are_named_and_a_form_is_answered_without_them
     assert f"{folder}: the tokenizer {sizes}; a text with one of the rest is refused: <|end|> [PAD]" in caplog.text
     engine.submit(Generate("form", (5, 9), 20, grammar=choice_grammar(["a fox", "a crow"])))
     engine.submit(Generate("beyond", (5, VOCABULARY), 20))
+    engine.submit(Generate("allowed", (5, 9), 20, SamplingParams(allowed_tokens=(5, VOCABULARY))))
+    banned = SamplingParams(min_tokens=3, bad_words=((VOCABULARY,),), logit_bias=((VOCABULARY + 1, 5.0),))
+    engine.submit(Generate("banned", (5, 9), 4, banned))
     events = drain(engine)
-    assert answers_of(events)["form"] in {"a fox", "a crow"}
-    assert "outside the model's vocabulary" in str(next(event for event in events if isinstance(event, Failed)).error)
+    assert answers_of(events)["form"] in {"a fox", "a crow"} and answers_of(events)["banned"]
+    failures = {event.id: event.error.message for event in events if isinstance(event, Failed)}
+    outside = f"has a token outside the model's vocabulary of {VOCABULARY} tokens"
+    assert failures == {"beyond": f"the prompt {outside}", "allowed": f"allowed_token_ids {outside}"}
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
