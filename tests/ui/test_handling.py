@@ -126,7 +126,7 @@ def test_a_question_that_is_sent_before_the_page_has_its_conversation_is_answere
     button(loaded, "Send").click()
     box(loaded).press("Enter")
     wait_until(loaded, lambda: bool(held))
-    expect(loaded.locator("#told")).to_have_text(re.compile("Your question is sent then"))
+    expect(loaded.locator("#told")).to_have_text(re.compile("is sent as soon as the page has"))
     expect(box(loaded)).to_have_value(QUESTION)
     assert fake.requests == []
     held[0].continue_()
