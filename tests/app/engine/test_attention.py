@@ -10,7 +10,7 @@ import pytest
 import torch
 from driving import kernel_or_skip
 from gguf_families import FAMILIES, create_model
-from tinymodels import SMALL, tiny
+from tinymodels import GATED, tiny
 from transformers import ApertusConfig, AutoModelForCausalLM, DeepseekV3Config, Gemma3nTextConfig, Gemma4TextConfig, PreTrainedModel
 
 from app.engine.capacity import CacheLimits
@@ -21,7 +21,7 @@ from app.engine.layout import Span, layout_of
 
 KINDS = [name for name in FAMILIES if "-" not in name or name in ("phi4-mini", "command-r", "gpt-oss")]  # others differ in their rotation
 
-SHAPE = {**SMALL, "num_hidden_layers": 4, "num_key_value_heads": 2, "intermediate_size": 96, "bos_token_id": 0, "eos_token_id": 1}
+SHAPE = {**GATED, "num_hidden_layers": 4, "bos_token_id": 0, "eos_token_id": 1}
 GEMMA = {**SHAPE, "head_dim": 32, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
 PER_LAYER = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": SHAPE["vocab_size"]}
 OTHERS = {  # that come in no GGUF file here
