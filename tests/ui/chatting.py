@@ -80,3 +80,13 @@ def expect_answer(page: Page, count: int = 1) -> None:
 def expect_answering(page: Page) -> None:
     """Waits until an answer has begun."""
     expect(page.locator("#live[data-state=answering]")).to_be_visible()
+
+
+def shelf(page: Page) -> Locator:
+    return page.get_by_role("navigation", name="Conversations")
+
+
+def talk(page: Page, *questions: str) -> None:
+    for count, question in enumerate(questions, 1):
+        ask_until_taken(page, question)
+        expect_answer(page, count)

@@ -5,10 +5,9 @@ import re
 
 import pytest
 from browser import CHROMIUM, fill
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from tests.ui.chatting import (
-    QUESTION,
     STORED,
     ask,
     box,
@@ -18,7 +17,6 @@ from tests.ui.chatting import (
     expect_answering,
     models,
     settings,
-    wait_until,
 )
 from tests.ui.fakelitmus import Fake
 
@@ -111,29 +109,6 @@ def test_keys_score_and_compare_and_the_focus_goes_to_what_takes_their_place(loa
     expect(conversation(loaded)).to_contain_text("You stopped this answer.")
     button(loaded, "Score this answer").press("Enter")
     expect(loaded.locator("#score-button")).to_be_focused()
-
-
-def test_a_question_that_is_sent_before_the_page_has_its_conversation_is_answered(loaded: Page, fake: Fake):
-    held: list[Route] = []
-
-    def hold_what_opens(route: Route) -> None:
-        is_opening = '[\\"new\\",null]' in (route.request.post_data or "")
-        held.append(route) if is_opening else route.continue_()
-
-    loaded.route("**/gradio_api/run/predict*", hold_what_opens)
-    loaded.reload()
-    fill(box(loaded), QUESTION)
-    button(loaded, "Send").click()
-    box(loaded).press("Enter")
-    wait_until(loaded, lambda: bool(held))
-    expect(loaded.locator("#told")).to_have_text(re.compile("is sent as soon as the page has"))
-    expect(box(loaded)).to_have_value(QUESTION)
-    assert fake.requests == []
-    held[0].continue_()
-    expect_answer(loaded)
-    expect(box(loaded)).to_have_value("")
-    expect(loaded.locator("#told")).to_be_empty()
-    assert len(fake.requests) == 1
 
 
 def test_lists_that_only_lose_the_focus_choose_nothing(several: Page):

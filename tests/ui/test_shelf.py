@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, flashing, violations
 from fastapi import FastAPI
-from playwright.sync_api import Browser, Dialog, Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, Dialog, Page, ViewportSize, expect
 
-from tests.ui.chatting import ask, ask_until_taken, box, button, conversation, expect_answer, expect_answering, open_page
+from tests.ui.chatting import ask, ask_until_taken, box, button, conversation, expect_answer, expect_answering, open_page, shelf, talk
 from tests.ui.fakelitmus import Fake, running
 from tests.ui.samples import HOSTILE, MARKDOWN
 from ui.chat.conversation import ConversationError, Facts, load
@@ -85,16 +85,6 @@ FACTS = Facts(
     finish="length",
     problem="p",
 )
-
-
-def shelf(page: Page) -> Locator:
-    return page.get_by_role("navigation", name="Conversations")
-
-
-def talk(page: Page, *questions: str) -> None:
-    for count, question in enumerate(questions, 1):
-        ask_until_taken(page, question)
-        expect_answer(page, count)
 
 
 def option(page: Page, title: str, name: str) -> None:

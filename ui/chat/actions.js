@@ -12,7 +12,7 @@ window.litmus ??= {};
     const CUT_OFF = "The connection was lost.";
     const UNSENT = "Your question was not sent.";
     const WAITS = "The page waits for the server; what you wrote will stand in the box.";
-    const OPENING = "Your question is sent as soon as the page has opened your conversation.";
+    const LATER = "Your question is sent as soon as the page has done what was asked for before it.";
     const MAX_BYTES = 1_000_000; // of a file that is dropped on the chat
     const STILL_S = 2; // seconds without news, after which the line counts them
     const BEGINS = [[QUESTION, "#send"], ["#score-text textarea", "#score-button"], ["#compare-prompt textarea", "#compare-begin"]];
@@ -36,31 +36,42 @@ window.litmus ??= {};
     const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
     litmus.busy = () => find("#stop") !== null;
 
-    // The first step shows the conversation that was open last. A question that is sent before it has ended waits in the box: what is shown last stays.
-    let isOpened = false;
-    let isPressed = false; // Send, before that
-    const opening = new Promise((done) => (litmus.opened = done)).then(() => {
-        isOpened = true;
-        if (isPressed) find("#send").click();
-    });
+    // A step begins when the one before it has ended: Gradio would drop its click, or write what the earlier one shows over what the later one does.
+    // The first step shows the conversation that was open last.
+    let underWay = 1; // steps that have not ended
+    let isPressed = false; // Send, meanwhile
+    let steps = new Promise((done) => (litmus.opened = done)).then(() => sendPressed(""));
 
-    function hold(event) {
-        if (isOpened || !find(QUESTION)?.value.trim()) return;
-        event.preventDefault();
-        event.stopImmediatePropagation();
-        if (!isPressed) pause(STILL_S * 1000).then(() => isOpened || told || tell(OPENING));
-        isPressed = true;
-    }
-
-    // A step begins when the one before it has ended: Gradio would drop its click.
-    let steps = opening;
     litmus.act = (name, value = null) => {
         const wanted = JSON.stringify([name, value]);
         if (wanted === begun) return steps; // the second click of a double click
         begun = wanted;
+        underWay += 1;
         hush();
-        return (steps = steps.then(() => step(name, wanted)).finally(() => (begun = begun === wanted ? "" : begun)));
+        return (steps = steps.then(() => step(name, wanted)).finally(() => {
+            begun = begun === wanted ? "" : begun;
+            sendPressed(name);
+        }));
     };
+
+    // A question that is sent while a step is under way waits in the box.
+    function hold(event) {
+        if (!underWay || !find(QUESTION)?.value.trim()) return;
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        if (!isPressed) pause(STILL_S * 1000).then(() => !isPressed || told || tell(LATER));
+        isPressed = true;
+    }
+
+    // After a step that put another text into the box, somebody else has to decide.
+    function sendPressed(ended) {
+        underWay -= 1;
+        if (INTO_THE_BOX.includes(ended)) isPressed = false;
+        if (underWay || !isPressed) return;
+        isPressed = false;
+        find("#send")?.click(); // it is not there while an answer is in progress
+    }
+
     litmus.acted = () => {};
     litmus.stopping = (inputs) => [...inputs.slice(0, -1), next];
 
@@ -95,6 +106,7 @@ window.litmus ??= {};
         if (canSend(running, text, notice)) {
             hush();
             litmus.taken(text);
+            steps = Promise.race([new Promise((done) => (litmus.asked = done)), pause(MAX_STEP_MS)]);
             litmus.fill(find(QUESTION), editing ? JSON.parse(editing)[1] : "");
         }
         return inputs;
@@ -102,8 +114,9 @@ window.litmus ??= {};
 
     // Without its connection the page gets no more of an answer. What is there becomes a turn, which the page has when it is loaded anew.
     litmus.lost = (isUnsent) => {
-        if (isPressed && !isOpened) tell(`${CUT_OFF} ${UNSENT}`);
-        else if (litmus.busy() || isUnsent) find("#lost").click();
+        if (litmus.busy() || isUnsent) find("#lost").click();
+        else if (isPressed) tell(`${CUT_OFF} ${UNSENT}`);
+        isPressed = false;
     };
     litmus.cutOff = ([kept, draft, running]) => {
         if (!running) return ended(UNSENT, kept);

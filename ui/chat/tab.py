@@ -84,6 +84,7 @@ class ChatTab:
             **HIDDEN,
         )
         asked.success(None, None, None, js="() => litmus.taken('')", **HIDDEN)
+        asked.then(None, None, None, js="() => litmus.asked()", **HIDDEN)
         inputs = [self.action, self.running, self.kept, self.box, self.editing, self.notice, self.served, *self.settings]
         acted = self.act.click(steps.act, inputs, desk.outputs, js="(...all) => litmus.inputs(all)", queue=False, **HIDDEN)
         acted.then(None, None, None, js="() => litmus.acted()", **HIDDEN)
