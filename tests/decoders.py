@@ -12,6 +12,7 @@ from transformers import (
     GemmaConfig,
     GptOssConfig,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -63,6 +64,10 @@ CONFIGS = {
     "olmo3": Olmo3Config(**HEADS, layer_types=WINDOWED, sliding_window=40),
     "exaone4": Exaone4Config(**SHAPE, layer_types=["full_attention"] * 3, sliding_window=None),
     "exaone4, with windows": Exaone4Config(**SHAPE, layer_types=WINDOWED, sliding_window=40),
+    "lfm2": Lfm2Config(**HEADS, layer_types=["conv", "full_attention", "conv"], pad_token_id=0),
+    "lfm2, biases and 7 taps": Lfm2Config(
+        **HEADS, layer_types=["full_attention", "conv", "conv"], conv_bias=True, conv_L_cache=7, pad_token_id=0
+    ),
     "gpt_oss": GptOssConfig(**SHAPE, swiglu_limit=0.9, num_local_experts=6, num_experts_per_tok=3, sliding_window=40),
 }
 

@@ -1,5 +1,6 @@
 """Tiny models of many architectures, and GGUF files of them with the keys and tensors that llama.cpp's converter writes."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ GEMMA3 = {
     "query_pre_attn_scalar": 32,
     "final_logit_softcapping": None,
 }
+CONVOLVED, CONVOLVED_HEADS = ["conv", "full_attention", "conv", "full_attention"], [0, 2, 0, 2]
 FAMILIES = {
     "llama": Family("llama", "llama", rope(), {"rope.dimension_count": 16}, interleaved=True),
     "llama-wide-heads": Family("llama", "llama", rope() | {"head_dim": 32}, {"rope.dimension_count": 32}, interleaved=True),
@@ -210,6 +212,18 @@ FAMILIES = {
         {"attention.sliding_window": 16, "final_logit_softcapping": 3.0},
         norm_plus_one=True,
     ),
+    "lfm2": Family(
+        "lfm2",
+        "lfm2",
+        rope() | {"layer_types": CONVOLVED, "block_auto_adjust_ff_dim": False, "pad_token_id": 0},
+        {"attention.head_count_kv": CONVOLVED_HEADS, "shortconv.l_cache": 3},
+    ),
+    "lfm2moe": Family(
+        "lfm2moe",
+        "lfm2_moe",
+        rope() | EXPERTS | {"layer_types": CONVOLVED, "num_dense_layers": 1, "pad_token_id": 0},
+        EXPERT_KEYS | {"attention.head_count_kv": CONVOLVED_HEADS, "shortconv.l_cache": 3, "leading_dense_block_count": 1},
+    ),
     "command-r": Family("command-r", "cohere", rope() | {"logit_scale": 0.5, "use_qk_norm": False}, {"logit_scale": 0.5}),
     "cohere2": Family(
         "cohere2",
@@ -232,6 +246,9 @@ def create_model(family: Family) -> PreTrainedModel:
             parameter.data.normal_(0, 0.2)
             if "norm" in name and name.endswith("weight") and not family.norm_plus_one:
                 parameter.data += 1
+    for name, buffer in model.named_buffers():
+        if name.endswith("expert_bias"):
+            buffer.normal_(0, 0.2)
     return model.eval()
 
 
@@ -244,7 +261,8 @@ def write_family(family: Family, model: PreTrainedModel, tokenizer: Path, path: 
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    if "attention.head_count_kv" not in family.keys:
+        writer.add_head_count_kv(config.num_key_value_heads)
     for attribute, add in _norms(writer).items():
         if hasattr(config, attribute):
             add(getattr(config, attribute))
@@ -264,7 +282,7 @@ def write_family(family: Family, model: PreTrainedModel, tokenizer: Path, path: 
         _add(writer, f"{family.architecture}.{key}", value)
     add_tokenizer(writer, tokenizer)
     for name, tensor in _tensors(family, model):
-        kind = gguf.GGMLQuantizationType[type_name if tensor.ndim > 1 and "ffn_gate_inp" not in name else "F32"]
+        kind = gguf.GGMLQuantizationType[type_name if tensor.ndim > 1 and not any(part in name for part in IN_FLOAT32) else "F32"]
         writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -273,9 +291,13 @@ def write_family(family: Family, model: PreTrainedModel, tokenizer: Path, path: 
     return path
 
 
+IN_FLOAT32 = ("ffn_gate_inp", "shortconv.conv")
+
+
 def _norms(writer: Any) -> dict[str, Callable[[float], None]]:
     return {
         "rms_norm_eps": writer.add_layer_norm_rms_eps,
+        "norm_eps": writer.add_layer_norm_rms_eps,
         "layer_norm_eps": writer.add_layer_norm_eps,
         "norm_epsilon": writer.add_layer_norm_eps,
     }
@@ -289,7 +311,8 @@ def _add(writer: Any, key: str, value: Any) -> None:
 def _by_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters as the converter names them: of experts, the gates of all as one tensor, and so their values and projections."""
     turns = model.config.model_type == "gpt_oss"  # gates and values by turns, and transposed
-    for name, parameter in model.named_parameters():
+    biases = ((name, buffer) for name, buffer in model.named_buffers() if name.endswith("expert_bias"))
+    for name, parameter in itertools.chain(model.named_parameters(), biases):
         stem, _, last = name.rpartition(".")
         kind = "bias" if last.endswith("_bias") else "weight"
         tensor = parameter.transpose(1, 2) if turns and ".experts." in name and kind == "weight" else parameter
@@ -299,7 +322,7 @@ def _by_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         elif ".experts.down_proj" in name:
             yield f"{stem}.down_proj.{kind}", tensor
         else:
-            yield (f"{name}.weight" if last == "sinks" else name), tensor
+            yield name + {"sinks": ".weight", "expert_bias": ".bias"}.get(last, ""), tensor
 
 
 def _tensors(family: Family, model: PreTrainedModel) -> list[tuple[str, np.ndarray]]:
@@ -313,6 +336,7 @@ def _tensors(family: Family, model: PreTrainedModel) -> list[tuple[str, np.ndarr
         found = table.get_name(stem)
         assert found is not None, name
         values = parameter.detach().numpy()
+        values = values[:, 0] if values.ndim == 3 and values.shape[1] == 1 else values  # of a convolution
         if family.norm_plus_one and name.endswith("norm.weight"):
             values = values + 1
         count = next((count for projection, count in heads.items() if projection in name), None)

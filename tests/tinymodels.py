@@ -1,6 +1,7 @@
 """For all tests: tiny random models of several architectures, folders of tiny models, the bundled pair, and patience."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import hypothesis
@@ -8,6 +9,7 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY = 300
@@ -15,7 +17,7 @@ CONTEXT = 128
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
 GATED = {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2}
-SHAPES: dict[str, tuple[str, dict[str, int]]] = {
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("LlamaForCausalLM", GATED),
     "Qwen2": ("Qwen2ForCausalLM", GATED),
     "Qwen3": ("Qwen3ForCausalLM", {**GATED, "head_dim": 16}),
@@ -26,6 +28,7 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
     "Mistral": ("MistralForCausalLM", {**GATED, "sliding_window": 8}),
     "Falcon": ("FalconForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}),
     "Gemma2": ("Gemma2ForCausalLM", {**GATED, "head_dim": 16, "sliding_window": 8}),
+    "Lfm2": ("Lfm2ForCausalLM", {**GATED, "layer_types": ["conv", "full_attention"], "tie_word_embeddings": False}),
     "GptOss": ("GptOssForCausalLM", {**GATED, "head_dim": 16, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 
@@ -50,6 +53,8 @@ def tiny(name: str, seed: int = 0) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(4.0)
+        for convolution in (module for module in model.modules() if isinstance(module, nn.Conv1d)):
+            convolution.weight.normal_()
     return model
 
 

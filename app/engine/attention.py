@@ -14,6 +14,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from app.engine import varlen
+from app.engine.convolution import Convolution, Taps, convolve, places_of, taps_of
 from app.engine.kernel import kernel
 from app.engine.keyvalues import KeyValues, Shape
 from app.engine.layout import Call, DecodeGroup, Layout, Span
@@ -23,6 +24,8 @@ from app.errors import UnsupportedModel
 
 # From this many rows on, torch's attention on a CPU is a third faster in float32 than in bfloat16, casts included.
 MIN_FLOAT32_ROWS = 64
+
+OUTSIDE = "a layer was called outside a step of the engine"
 
 _instance_numbers = itertools.count()
 
@@ -39,6 +42,7 @@ class SlotAttention:
         self.shapes: dict[int, Shape] = {}  # by layer; from the last forward
         self.windows: dict[int, int | None] = {}  # layer -> sliding window; from the last forward
         self.changes: frozenset[Change] = frozenset()  # of scores, in any layer; from the forwards so far
+        self._taps: tuple[Layout, int, Taps] | None = None  # of the last step with convolutions, for so many tokens
         AttentionInterface.register(self.name, weakref.proxy(self))  # what is registered is never forgotten: neither would be the cache
         AttentionMaskInterface.register(self.name, _no_mask)
 
@@ -94,6 +98,21 @@ class SlotAttention:
             out[rows] = self._attend_span(layer, (query[rows], key[rows], value[rows]), span, pages, scores)
         return out
 
+    def convolve(self, layer: int, rows: torch.Tensor, convolution: Convolution) -> torch.Tensor:
+        """Of `rows` `[rows, 3 * channels]`, a gate, a change and x each: change * convolution(gate * x), of which gate * x is cached.
+
+        Raises `UnsupportedModel` outside a forward of `FlatModel`.
+        """
+        gate, change, x = rows.chunk(3, -1)
+        inputs, count = gate * x, convolution.taps
+        self.shapes[layer], self.windows[layer] = (1, inputs.shape[1], 0), count
+        if self.layout is None:
+            raise UnsupportedModel(OUTSIDE)
+        layout = self.layout.on(rows.device)
+        if self._taps is None or self._taps[0] is not layout or self._taps[1] != count:
+            self._taps = layout, count, taps_of(layout, count)
+        return change * convolve(inputs, convolution, self._taps[2], [places_of(cache, layer) for cache in (self.slots, self.texts)])
+
     @property
     def is_flash(self) -> bool:
         """Whether its cache is laid out for torch's flash kernel."""
@@ -103,7 +122,7 @@ class SlotAttention:
         """Of the running step, if its cache is laid out for torch's flash kernel. Raises `UnsupportedModel` outside of one."""
         calls = self.calls if self.layout is None else self.layout.on(device).calls
         if calls is None:
-            raise UnsupportedModel("attention was called outside a step of the engine")
+            raise UnsupportedModel(OUTSIDE)
         return calls
 
     def cache_of(self, call: Call) -> KeyValues:

@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 from app.engine import varlen
 from app.engine.attention import SlotAttention
 from app.engine.capacity import CacheLimits, ledger_of, size_that_fits
+from app.engine.convolution import install_convolutions
 from app.engine.facts import Weights
 from app.engine.flat import FlatModel
 from app.engine.fourbits import group_layers
 from app.engine.fused import compile_experts, create_fused_decoder
 from app.engine.int4 import pack_layers
 from app.engine.kernel import kernel
-from app.engine.keyvalues import Shape
+from app.engine.keyvalues import Shape, attends
 from app.engine.layout import Span, layout_of
 from app.engine.ledger import Ledger, device_memory, weight_bytes
 from app.engine.linear import prepack_layers
@@ -72,6 +73,7 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
 
 def install_attention(model: PreTrainedModel) -> SlotAttention:
     attention = SlotAttention()
+    install_convolutions(model, attention)
     try:
         model.set_attn_implementation(attention.name)
     except ValueError as error:
@@ -116,9 +118,8 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
     flat.scoring_pages = range(limits.text_pages)
     splits, context = 0, -(-longest // flat.page_tokens) * flat.page_tokens  # no splits: not by torch's flash kernel
     if flat.page_tokens == varlen.PAGE_TOKENS:
-        splits = min(
-            varlen.usable_splits(device, dtype, shapes.values(), context, attention.changes) for device, shapes in parts.items() if shapes
-        )
+        attending = {device: list(filter(attends, shapes.values())) for device, shapes in parts.items()}
+        splits = min(varlen.usable_splits(device, dtype, own, context, attention.changes) for device, own in attending.items() if own)
     for cache, pages, kept_as in ((attention.slots, flat.pages, slots_dtype), (attention.texts, limits.text_pages, dtype)):
         for device, shapes in parts.items():
             if splits:

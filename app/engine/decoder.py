@@ -1,4 +1,4 @@
-"""All layers of a Llama-shaped decoder in one call of the compiled kernel, where every part of them can run on it.
+"""All layers of a decoder shaped like Llama's or LFM2's in one call of the compiled kernel, where every part of them can run on it.
 
 The decoder is bit for bit what `FusedDecoder` computes part by part. Knows no model: `fused.py` hands it the layers.
 """
@@ -6,9 +6,11 @@ The decoder is bit for bit what `FusedDecoder` computes part by part. Knows no m
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from app.engine.convolution import Convolution
 from app.engine.kernel import Kernel
 from app.engine.keyvalues import KeyValues
 from app.engine.layout import Layout
@@ -16,16 +18,30 @@ from app.engine.linear import TiledLinear
 from app.engine.mixture import CompiledMixture, Parts, linear_args
 from app.engine.rows import MAX_HEAD_DIM
 from app.engine.scores import Scores
-from app.engine.structures import ACTIVATIONS, CacheArgs, DecoderArgs, LayerArgs, LinearArgs, SpanArgs, cache_args, scores_args
+from app.engine.structures import (
+    ACTIVATIONS,
+    CacheArgs,
+    ConvolutionArgs,
+    DecoderArgs,
+    LayerArgs,
+    LinearArgs,
+    SpanArgs,
+    address,
+    cache_args,
+    scores_args,
+)
 
 CosSin = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of a step's positions `[rows, dim]`, the first half of the latter negated
 NOT_ROTATED = -1
+MAX_TAPS = 16  # of a convolution
 NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not cached
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledLayer:
-    """The parts of one layer. `norms` are the weights of its RMSNorms, in the order of `LayerArgs`; any may be None."""
+    """The parts of one layer. `norms` are the weights of its RMSNorms, in the order of `LayerArgs`; any may be None. In place of attention
+    it may have a convolution; then `qkv` makes its gate, change and x.
+    """
 
     norms: tuple[torch.Tensor | None, ...]
     qkv: tuple[TiledLinear, ...]  # queries, keys and values: one layer, or as many as have weights of their own kind
@@ -34,6 +50,7 @@ class CompiledLayer:
     scores: Scores
     rotation: int | None = 0  # which of a step's; None: it does not rotate
     activation: str = "none"  # of the gate of a plain layer
+    convolution: Convolution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +78,15 @@ class CompiledDecoder:
         plain = [layer.feed for layer in layers if isinstance(layer.feed, tuple)]
         fit = [hidden, hidden, _intermediate(layers)]
         is_plain = shape.residual_scale == 1 and not any(isinstance(norm, torch.Tensor) for layer in layers for norm in layer.norms[2:4])
+        convolved = [layer for layer in layers if layer.convolution is not None]
         return (
             (is_plain or (hidden % kernel.columns == 0 and len(plain) == len(layers)))
             and shape.dim % kernel.columns == 0
             and shape.dim <= MAX_HEAD_DIM
             and all([part.packed.inputs for part in feed] == fit for feed in plain)
-            and all(layer.out.packed.inputs == shape.heads * shape.dim for layer in layers)
+            and all(layer.out.packed.inputs == (shape.heads * shape.dim if layer.convolution is None else hidden) for layer in layers)
+            and not (convolved and hidden % kernel.columns)
+            and all(layer.convolution.taps <= MAX_TAPS for layer in convolved if layer.convolution is not None)
             and all(part.packed.inputs == hidden for layer in layers for part in layer.qkv)
         )
 
@@ -118,6 +138,7 @@ class CompiledDecoder:
         args = LayerArgs(
             *(None if norm is None else norm.data_ptr() for norm in layer.norms),
             (LinearArgs * 3)(*(linear_args(part, kept) for part in layer.qkv)),
+            None if layer.convolution is None else _convolution_args(layer.convolution, kept),
             *(linear_args(part, kept) for part in plain),
         )
         if isinstance(feed, CompiledMixture):
@@ -127,6 +148,13 @@ class CompiledDecoder:
         args.norms_together = layer.norms[4] is not None and len(layer.norms[4]) > self._shape.dim
         args.rotation, args.activation = NOT_ROTATED if layer.rotation is None else layer.rotation, ACTIVATIONS[layer.activation]
         return args
+
+
+def _convolution_args(convolution: Convolution, kept: list[object]) -> Any:
+    """A pointer to what the kernel reads of it; `kept` is what has to outlive the call."""
+    weights, bias = convolution.factors, convolution.float_bias
+    kept += [weights, bias]
+    return ctypes.pointer(ConvolutionArgs(convolution.taps, weights.data_ptr(), address(bias)))
 
 
 def _intermediate(layers: Sequence[CompiledLayer]) -> int:

@@ -1,4 +1,4 @@
-"""The modules of one decoder layer of a Llama-shaped model, in the order in which they run.
+"""The modules of one decoder layer of a model shaped like Llama or LFM2, in the order in which they run.
 
 Knows no step: `fused.py` runs them, on a CPU all layers in one call where `decoder.py` can.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from app.engine.convolution import Convolution
 from app.engine.experts import Experts
 from app.engine.kernel import Kernel, kernel
 from app.engine.mixture import CompiledExperts, CompiledMixture, Router
@@ -36,12 +37,13 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """A feed-forward network: down(act(gate(x)) * up(x))."""
+    """A feed-forward network: down(act(gate(x)) * up(x)). `names` are those of gate, up and down in the model's layer."""
 
     gate: nn.Module
     up: nn.Module
     down: nn.Module
     act: nn.Module
+    names: tuple[str, str, str] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Layer:
     attended_norm: Norm | None = None  # of what the attention gives, before it is added to the states
     fed_norm: Norm | None = None  # the same of `mlp`
     rotation: int | None = 0  # which of a step's rotations; None: it does not rotate
+    convolution: Convolution | None = None  # in place of attention; then `qkv` makes its gate, change and x
+    names: tuple[str, ...] = (*(f"self_attn.{part}_proj" for part in "qkvo"),)  # of what became `qkv`, and of `out`, in the model's layer
 
     @property
     def head_norms(self) -> tuple[Norm, Norm] | None:
@@ -82,6 +86,8 @@ def normed(x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
 
 
 def layer_of(block: Any, window: int | None, dtype: torch.dtype, rotated: Sequence[str]) -> Layer:
+    if hasattr(block, "operator_norm"):
+        return _lfm2_layer(block, dtype)
     part, mlp = block.self_attn, block.mlp
     ends = hasattr(block, "post_feedforward_layernorm")  # with a norm, as each part does then
     before_feed = getattr(block, "pre_feedforward_layernorm", None) if ends else block.post_attention_layernorm
@@ -98,6 +104,26 @@ def layer_of(block: Any, window: int | None, dtype: torch.dtype, rotated: Sequen
         attended_norm=norm_of(block.post_attention_layernorm, dtype) if ends else None,
         fed_norm=norm_of(block.post_feedforward_layernorm, dtype) if ends else None,
         rotation=_rotation_of(part, rotated),
+    )
+
+
+def _lfm2_layer(block: Any, dtype: torch.dtype) -> Layer:
+    feed, convolution = block.feed_forward, getattr(block, "conv", None)
+    part = block.self_attn if convolution is None else convolution
+    attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+    gated = ("feed_forward.w1", "feed_forward.w3", "feed_forward.w2")
+    return Layer(
+        device=block.operator_norm.weight.device,
+        input_norm=norm_of(block.operator_norm, dtype),
+        qkv=part.qkv if convolution is None else part.in_proj,
+        query_norm=norm_of(part.q_layernorm, dtype) if convolution is None else None,
+        key_norm=norm_of(part.k_layernorm, dtype) if convolution is None else None,
+        out=part.out_proj,
+        mlp_norm=norm_of(block.ffn_norm, dtype),
+        mlp=Gated(feed.w1, feed.w3, feed.w2, nn.SiLU(), gated) if hasattr(feed, "w1") else feed,
+        scores=Scores(float(part.scaling)) if convolution is None else Scores(),
+        convolution=None if convolution is None else convolution.convolution,
+        names=attention if convolution is None else ("conv.in_proj", "conv.out_proj"),
     )
 
 

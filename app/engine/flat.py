@@ -17,6 +17,7 @@ from app.engine.cudadecoder import create_cuda_decoder
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder
 from app.engine.kernel import kernel
+from app.engine.keyvalues import attends
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.linear import TiledLinear
 from app.engine.lora import Adapters, Changes, Shapes
@@ -75,11 +76,16 @@ class FlatModel:
         """Whether its layers run on the compiled kernel, whose results do not depend on the number of threads."""
         return any(isinstance(module, TiledLinear) for module in self.model.modules())
 
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether some of its layers are short convolutions."""
+        return not all(map(attends, self.attention.shapes.values()))
+
     @cached_property
     def decodes_on_kernel(self) -> bool:
         """Whether its layers and the attention of its decoding rows do."""
         compiled = kernel() if self.is_on_kernel else None
-        shapes = set(self.attention.shapes.values())
+        shapes = set(filter(attends, self.attention.shapes.values()))
         return compiled is not None and all(has_supported_heads(key, value, compiled.columns) for _, key, value in shapes)
 
     @torch.inference_mode()
@@ -135,7 +141,8 @@ class FlatModel:
     def bind_cuda(self) -> None:
         """Let kernels of ours do what lies between products, where the cache is laid out for torch's flash kernel."""
         if self._decoder is not None and self.attention.is_flash:
-            self._decoder.on_cuda = create_cuda_decoder(self._decoder) if len(self.devices) == 1 else None
+            is_known = len(self.devices) == 1 and not self.has_convolutions
+            self._decoder.on_cuda = create_cuda_decoder(self._decoder) if is_known else None
 
     def bind_adapters(self, shapes: Shapes) -> None:
         """Know the layers that adapters may change. `shapes` are those before layers were joined."""

@@ -1,4 +1,4 @@
-"""A fused forward for Llama-shaped decoders: as few torch operations as possible, since Python and dispatch dominate a small step.
+"""A fused forward for decoders shaped like Llama's or LFM2's, with few operations of torch: Python and dispatch dominate a small step.
 
 It runs the model's own layers, with query, key and value projections concatenated. Models of other shapes use transformers' forward.
 """
@@ -23,17 +23,21 @@ from app.engine.mixture import CompiledMixture, Parts, create_compiled_experts, 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"})
 # cudadecoder.py knows only the former.
 SUPPORTED_ON_CPU = SUPPORTED_MODEL_TYPES | frozenset(
-    "exaone4 gemma gemma2 gemma3_text gpt_oss granite ministral3 olmo2 olmo3 seed_oss smollm3".split()
+    "exaone4 gemma gemma2 gemma3_text gpt_oss granite lfm2 lfm2_moe ministral3 olmo2 olmo3 seed_oss smollm3".split()
 )
-ADAPTED_PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.o_proj",)}
-# of a `Layer`: the model's own layers that became it; and of a `Gated`
-ADAPTED_MLP_PARTS = {"gate": ("mlp.gate_proj",), "up": ("mlp.up_proj",), "down": ("mlp.down_proj",)}
 OnCuda = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # see `cudadecoder.CudaDecoder`
-MLP_PARTS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate", "experts"}, {"router", "experts"})
+MLP_PARTS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate", "experts"}, {"router", "experts"}, {"w1", "w2", "w3"})
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 # Gemma 2 and 3 have these, too; their post_attention_layernorm is of what the attention gives. OLMo 2 and EXAONE 4 have only norms of that.
 FEED_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
-LAYERS = (LAYER_PARTS, LAYER_PARTS | FEED_NORMS, LAYER_PARTS - {"input_layernorm"} | {"post_feedforward_layernorm"})
+LFM2_PARTS = {"feed_forward", "operator_norm", "ffn_norm"}
+LAYERS = (
+    LAYER_PARTS,
+    LAYER_PARTS | FEED_NORMS,
+    LAYER_PARTS - {"input_layernorm"} | {"post_feedforward_layernorm"},
+    LFM2_PARTS | {"self_attn"},
+    LFM2_PARTS | {"conv"},
+)
 
 
 class FusedDecoder:
@@ -42,21 +46,20 @@ class FusedDecoder:
     def __init__(self, base: Any, attention: SlotAttention) -> None:
         config = base.config
         self.attention = attention
-        self.base, self.rotary = base, base.rotary_emb
+        self.base, self.rotary = base, base.rotary_emb if hasattr(base, "rotary_emb") else base.pos_emb
         self.embed: nn.Module = base.embed_tokens
         self.heads, self.kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         self.dim = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
         self.inner = int(config.intermediate_size)  # outputs of the gate
         self.blocks = list(base.layers)
         self.dtype: torch.dtype = base.dtype
-        self.norm = norm_of(base.norm, self.dtype)
+        self.norm = norm_of(base.embedding_norm if hasattr(base, "embedding_norm") else base.norm, self.dtype)
         self.rotated = [str(each) for each in getattr(self.rotary, "layer_types", [])]  # the kinds of layers with rotations of their own
         self.scaled_from, self.scaled_by = _query_scaling(config)
         self.embedding_scale, self.residual_scale = (
             float(getattr(config, name, 1)) for name in ("embedding_multiplier", "residual_multiplier")
         )
-        for block in self.blocks:
-            part = block.self_attn
+        for part in (block.self_attn for block in self.blocks if hasattr(block, "self_attn")):
             part.qkv = concatenate_layers([part.q_proj, part.k_proj, part.v_proj])
             del part.q_proj, part.k_proj, part.v_proj
         self.layers: list[Layer] = []
@@ -75,9 +78,11 @@ class FusedDecoder:
     def bind_adapters(self, adapters: Adapters, root: str) -> None:
         """`root` is the name of the decoder in the model, as adapters write it."""
         for index, layer in enumerate(self.layers):
-            parts = _adapted(adapters, layer, ADAPTED_PARTS, f"{root}layers.{index}.")
+            names, own = f"{root}layers.{index}.", {"qkv": layer.names[:-1], "out": layer.names[-1:]}
+            parts = _adapted(adapters, layer, own, names)
             if isinstance(layer.mlp, Gated):
-                parts["mlp"] = replace(layer.mlp, **_adapted(adapters, layer.mlp, ADAPTED_MLP_PARTS, f"{root}layers.{index}."))
+                gate, up, down = layer.mlp.names
+                parts["mlp"] = replace(layer.mlp, **_adapted(adapters, layer.mlp, {"gate": (gate,), "up": (up,), "down": (down,)}, names))
             self.adapted.append(replace(layer, **parts))
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, adapted: bool = False) -> torch.Tensor:
@@ -97,7 +102,11 @@ class FusedDecoder:
             if x.device != layer.device:  # of a model that is divided among cards
                 x = x.to(layer.device, non_blocking=True)
                 rotations = [(cos.to(x.device, non_blocking=True), sin.to(x.device, non_blocking=True)) for cos, sin in rotations]
-            attended = self._attend(index, layer, normed(x, layer.input_norm), rotations, scale)
+            h = normed(x, layer.input_norm)
+            if layer.convolution is None:
+                attended = self._attend(index, layer, h, rotations, scale)
+            else:
+                attended = self.attention.convolve(index, layer.qkv(h), layer.convolution)
             x = self._add(layer.out, attended, x, layer.attended_norm)
             x = self._feed(layer, normed(x, layer.mlp_norm), x)
         return self.norm(x.to(self.norm.weight.device))
@@ -163,9 +172,14 @@ def create_fused_decoder(model: PreTrainedModel, attention: SlotAttention) -> Fu
     base: Any = model.base_model
     if getattr(base.config, "model_type", None) not in (SUPPORTED_ON_CPU if model.device.type == "cpu" else SUPPORTED_MODEL_TYPES):
         return None
-    if any(_parts(layer) not in LAYERS or _parts(layer.mlp) not in MLP_PARTS for layer in base.layers):
+    if any(_parts(layer) not in LAYERS or _parts(_feed_of(layer)) not in MLP_PARTS for layer in base.layers):
         return None
     return FusedDecoder(base, attention)
+
+
+def _feed_of(layer: Any) -> nn.Module:
+    feed: nn.Module = layer.mlp if hasattr(layer, "mlp") else layer.feed_forward
+    return feed
 
 
 def _parts(module: nn.Module) -> set[str]:
@@ -192,7 +206,7 @@ def _compiled_layer(layer: Layer) -> CompiledLayer | None:
         return None
     norms = tuple(None if norm is None else norm.weight for norm in layer.norms)
     activation = activation_of(layer.mlp.act) if isinstance(layer.mlp, Gated) else "none"
-    return CompiledLayer(norms, qkv, layer.out, feed, layer.scores, layer.rotation, activation)
+    return CompiledLayer(norms, qkv, layer.out, feed, layer.scores, layer.rotation, activation, layer.convolution)
 
 
 def _compiled_feed(mlp: Gated | CompiledMixture | nn.Module) -> Parts | CompiledMixture | None:

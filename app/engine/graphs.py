@@ -247,6 +247,9 @@ def create_graphs(flat: FlatModel, rows: int) -> DecodeGraphs | None:
     """
     if not flat.attention.is_flash:
         return None
+    if flat.has_convolutions:
+        log.info("decode steps are not recorded as CUDA graphs: the model has short convolutions")
+        return None
     if len(flat.devices) > 1:
         log.info("decode steps are not recorded as CUDA graphs: the model is divided among %s", flat.device_name)
         return None

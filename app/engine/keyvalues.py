@@ -17,7 +17,12 @@ from app.engine.varlen import PAGE_TOKENS, PagedKeys
 
 SCALE_BYTES = 4
 
-Shape = tuple[int, int, int]  # of a layer: kv_heads, key dim, value dim
+Shape = tuple[int, int, int]  # of a layer: kv_heads, key dim, value dim; of a short convolution, which keeps its inputs: 1, channels, 0
+
+
+def attends(shape: Shape) -> bool:
+    """Whether it is that of an attention."""
+    return shape[2] > 0
 
 
 def elements_of(dim: int, dtype: torch.dtype) -> int:
@@ -52,7 +57,8 @@ class KeyValues:
         self.page_tokens, self.dtype = PAGE_TOKENS, dtype
         for layer, (heads, *dims) in shapes.items():
             key, value = (torch.zeros(pages + 1, PAGE_TOKENS, heads, dim, dtype=dtype, device=device) for dim in dims)
-            self.by_tokens[layer] = PagedKeys(key, value, context, splits)
+            if dims[1]:  # an attention's
+                self.by_tokens[layer] = PagedKeys(key, value, context, splits)
             self.keys[layer], self.values[layer] = key.transpose(1, 2), value.transpose(1, 2)
 
     @property

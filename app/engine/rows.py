@@ -3,12 +3,12 @@
 Whether it can be computed is decided here; `kernel.py` computes it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 
-from app.engine.keyvalues import Shape
+from app.engine.keyvalues import Shape, attends
 from app.engine.scores import Scores
 from app.errors import SetupError
 
@@ -81,12 +81,14 @@ def has_supported_heads(key_dim: int, value_dim: int, columns: int) -> bool:
     return key_dim == value_dim <= MAX_HEAD_DIM and key_dim % (columns // 2) == 0
 
 
-def check_bytes(model: str, dtype: torch.dtype, shapes: Iterable[Shape], page_tokens: int, columns: int | None) -> None:
+def check_bytes(model: str, dtype: torch.dtype, shapes: Collection[Shape], page_tokens: int, columns: int | None) -> None:
     """Raises `SetupError` unless a kernel with blocks of `columns` outputs (None: there is none) can keep a cache in 8 bits for a model's
     layers, whose rows are in `dtype`, whatever the step.
     """
     if columns is None:
         raise SetupError("model.cache_dtype: int8 needs a CPU and the compiled kernel, which is not there (the log says why); use auto")
+    if not all(map(attends, shapes)):
+        raise SetupError(f"model.cache_dtype: int8 is for models of attention alone, and {model} has short convolutions; use auto")
     for _, key, value in set(shapes):
         if dtype not in ROW_DTYPES or not has_supported_heads(key, value, columns) or page_tokens % columns:
             raise SetupError(

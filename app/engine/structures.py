@@ -154,10 +154,15 @@ class MixtureArgs(ctypes.Structure):
     )
 
 
+class ConvolutionArgs(ctypes.Structure):
+    _fields_ = (("taps", ctypes.c_int64), *((name, ctypes.c_void_p) for name in ("weights", "bias")))
+
+
 class LayerArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("input_norm", "mlp_norm", "attended_norm", "fed_norm", "query_norm", "key_norm")),
         ("qkv", LinearArgs * 3),
+        ("convolution", ctypes.POINTER(ConvolutionArgs)),
         *((name, LinearArgs) for name in ("out", "gate", "up", "down")),
         ("mixture", ctypes.POINTER(MixtureArgs)),
         *((name, CacheArgs) for name in ("slots", "texts")),

@@ -38,6 +38,7 @@ class Architecture:
     interleaved: bool = False  # llama.cpp rotates neighbouring rows of a head, transformers its halves
     norm_plus_one: bool = False  # llama.cpp stores a norm's weight plus 1
     partly_rotated: bool = False  # the rotation may leave the last values of a head as they are
+    convolved: bool = False  # layers without heads for keys are short convolutions
 
 
 def _biases(metadata: Metadata) -> dict[str, bool]:
@@ -65,7 +66,7 @@ def _experts(metadata: Metadata) -> dict[str, Any]:
         raise metadata.refuse("experts that every token goes through are not read of this architecture")
     width = metadata.get("expert_feed_forward_length", metadata.get("feed_forward_length"))
     count, used = metadata.needed("expert_count"), metadata.needed("expert_used_count")
-    together = metadata.file.tensors.get("blk.0.ffn_up_exps.weight")
+    together = next((tensor for name, tensor in metadata.file.tensors.items() if name.endswith(".ffn_up_exps.weight")), None)
     if together is None:
         raise metadata.refuse("its experts are tensors of their own, as in older files, which are not read; convert it anew")
     if together.shape[0] != count or not 1 <= used <= count:
@@ -179,6 +180,33 @@ def _cohere2(metadata: Metadata) -> dict[str, Any]:
     return _windows(metadata, 4) | {"logit_scale": metadata.needed("logit_scale")}
 
 
+def _lfm2(metadata: Metadata) -> dict[str, Any]:
+    layers, heads = metadata.needed("block_count"), metadata.needed("attention.head_count_kv")
+    by_layer = heads if isinstance(heads, list) else [heads] * layers
+    if len(by_layer) != layers:
+        raise SetupError(f"{metadata.file.path.name}: its metadata tell of {layers} layers, and of heads for keys of {len(by_layer)}")
+    return {
+        "num_key_value_heads": max(by_layer),
+        "layer_types": ["full_attention" if each else "conv" for each in by_layer],
+        "conv_L_cache": metadata.needed("shortconv.l_cache"),
+        "conv_bias": any(name.endswith(".shortconv.conv.bias") for name in metadata.file.tensors),
+        "norm_eps": metadata.needed("attention.layer_norm_rms_epsilon"),
+        "block_auto_adjust_ff_dim": False,  # the file has what it becomes
+    }
+
+
+def _lfm2moe(metadata: Metadata) -> dict[str, Any]:
+    return (
+        _lfm2(metadata)
+        | _experts(metadata)
+        | {
+            "num_dense_layers": metadata.get("leading_dense_block_count", 0),
+            "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in metadata.file.tensors),
+            "norm_topk_prob": True,
+        }
+    )
+
+
 def _ministral3(metadata: Metadata) -> dict[str, Any]:
     """Queries beyond the first context are scaled (Llama 4's temperature), and the rotation as a whole is by yarn's factor."""
     rope = rope_parameters(metadata)
@@ -212,6 +240,8 @@ ARCHITECTURES = {
     "command-r": Architecture("cohere", _cohere, norm_key="layer_norm_eps"),
     "cohere2": Architecture("cohere2", _cohere2, norm_key="layer_norm_eps"),
     "mistral3": Architecture("ministral3", _ministral3, interleaved=True),
+    "lfm2": Architecture("lfm2", _lfm2, convolved=True),
+    "lfm2moe": Architecture("lfm2_moe", _lfm2moe, convolved=True),
 }
 
 
@@ -267,6 +297,8 @@ def _check_sizes(metadata: Metadata) -> None:
     widest = max(max(tensor.shape) for tensor in file.tensors.values())
     for key in WIDTHS:
         value = metadata.get(key)
+        if key == "attention.head_count_kv" and isinstance(value, list) and architecture_of(file).convolved:
+            value = max((each for each in value if each != 0), default=0)
         if value is not None and not (isinstance(value, int) and 1 <= value <= widest):
             raise SetupError(
                 f"{file.path.name}: its metadata {file.architecture}.{key} is {value!r}, not a number from 1 to {widest}, the width of its "

@@ -7,12 +7,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from app.engine.attention import SlotAttention
 from app.engine.conversion import install_attention
+from app.engine.convolution import ShortConvolution
 from app.engine.layout import Span, layout_of
 from app.engine.proof import check_layers
 from app.errors import UnsupportedModel, first_line
 
 PROBE_TOKENS = 8
-ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})  # kinds of layers that keep keys and values
+SERVED = frozenset(
+    {"full_attention", "sliding_attention", "chunked_attention", "conv"}
+)  # kinds of layers that keep what the cache can hold
 
 
 def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
@@ -29,8 +32,7 @@ def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
     attention.layout = layout_of([], [Span(0, PROBE_TOKENS, 0, None)], PROBE_TOKENS, meta)
     ids: Any = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=meta)
     try:
-        # with a mask, as transformers would look for packed sequences in the positions, which have no values here
-        base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        base(input_ids=ids, attention_mask=_mask(skeleton, ids), use_cache=False)
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, ImportError) as error:
         raise UnsupportedModel(f"{type(skeleton).__name__} cannot be served: {first_line(error)}") from error
     finally:
@@ -39,11 +41,19 @@ def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
     return attention
 
 
+def _mask(skeleton: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Without one transformers would look for packed sequences in the positions. For convolutions it looks for padding in one of two
+    dimensions, the only one that some others take.
+    """
+    has_convolutions = any(isinstance(module, ShortConvolution) for module in skeleton.modules())
+    return torch.zeros(1, 1, ids.shape[1], ids.shape[1], device=ids.device) if has_convolutions else torch.ones_like(ids)
+
+
 def check_kinds(config: PretrainedConfig) -> None:
-    """Raises `UnsupportedModel` if a model's layers keep something else than keys and values: a state, a convolution."""
-    kinds = sorted(set(getattr(config, "layer_types", None) or []) - ATTENTION)
+    """Raises `UnsupportedModel` if a model's layers keep something that the engine's cache does not hold, such as a state."""
+    kinds = sorted(set(getattr(config, "layer_types", None) or []) - SERVED)
     if kinds:
         raise UnsupportedModel(
-            f"a model of the type '{config.model_type}' cannot be served: the engine's cache holds keys and values, but its layers of the "
-            f"kind {', '.join(kinds)} keep something else"
+            f"a model of the type '{config.model_type}' cannot be served: the engine's cache holds keys and values, and what short "
+            f"convolutions look back at, but its layers of the kind {', '.join(kinds)} keep something else"
         )

@@ -27,7 +27,10 @@ from app.models.header import Tensor
 from app.models.tensors import tensor_problem
 
 CPU = torch.device("cpu")
+CONVOLUTION = "shortconv.conv.weight"  # a matrix, of which transformers' convolution makes one for each channel
 ONE_ROW = "ffn_gate_inp_shexp.weight"  # a matrix of one row, of which llama-quantize makes a vector
+EXPERT_BIAS = "expert_bias"  # of LFM2's routers
+KINDS = {"sinks": "weight", EXPERT_BIAS: "bias"}  # what the file's tensors of these are
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)")
 
 
@@ -65,7 +68,7 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype, device: torch.device = CPU) ->
     model.generation_config.eos_token_id = config.eos_token_id
     names, tensors = tensor_names(model, file), separate_tensors(file.tensors)
     _check_tensors(file, names, tensors)
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+    for name, parameter in _stored_parts(model):
         tensor = tensors.get(names.get(name, ""))
         if tensor is None:
             continue  # the tied projection, which follows below
@@ -86,15 +89,21 @@ def tensor_names(model: PreTrainedModel, file: GGUFFile) -> dict[str, str]:
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
     table = gguf.get_tensor_name_map(arch, int(model.config.num_hidden_layers))
     names = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
+    for name, _ in _stored_parts(model):
         stem, _, suffix = name.rpartition(".")
-        if suffix == "sinks":  # of attention; the file's tensor is a weight
-            stem, suffix = name, "weight"
+        if suffix in KINDS:
+            stem, suffix = name, KINDS[suffix]
         expert = EXPERT.fullmatch(stem)
         found = table.get_name(stem if expert is None else f"{expert[1]}.{expert[3]}")
         if found is not None:
             names[name] = f"{found}.{suffix}" if expert is None else f"{found}.{expert[2]}.{suffix}"
     return names
+
+
+def _stored_parts(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    """Parameters, and the buffers that a checkpoint has."""
+    biases = ((name, buffer) for name, buffer in model.named_buffers() if name.endswith(f".{EXPERT_BIAS}"))
+    return [*model.named_parameters(remove_duplicate=False), *biases]
 
 
 def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,6 +112,8 @@ def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if name.endswith(ONE_ROW) and len(tensor.shape) == 1:
             separate[name] = replace(tensor, shape=(1, *tensor.shape), raw=tensor.raw[None])
+        if name.endswith(CONVOLUTION) and len(tensor.shape) == 2:
+            separate[name] = replace(tensor, shape=(tensor.shape[0], 1, tensor.shape[1]))
         if len(tensor.shape) < 3 and not name.endswith("_exps.bias"):
             separate.setdefault(name, tensor)
             continue
@@ -143,6 +154,8 @@ def _place(model: PreTrainedModel, name: str, stored: Stored, dtype: torch.dtype
         setattr(parent, child, GroupedLinear(stored.unpack, shape, blocks.group_format(tensor.type), dtype, bias))
     elif grouped and is_groupable(module):
         setattr(parent, child, GroupedEmbedding(stored.unpack, module))
+    elif kind == EXPERT_BIAS:
+        setattr(module, kind, stored.values())
     else:
         setattr(module, kind, nn.Parameter(stored.values().to(dtype), requires_grad=False))
 

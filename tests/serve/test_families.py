@@ -20,6 +20,7 @@ TOKENIZER = 258  # tokens, as many as the models have
 FAMILIES: dict[str, dict[str, int]] = {  # changes of the shape; transformers gives Qwen2's tokenizer a token more
     "GPT2": {},
     "GPTNeoX": {"intermediate_size": 128},
+    "Lfm2": {},
     "Qwen2": {"vocab_size": 259},
     "Qwen3": {},
 }

@@ -1,17 +1,28 @@
-/* All layers of a Llama-shaped decoder in one call. Called one by one from Python, the parts of a layer would take a third of a small step
+/* All layers of a Llama-shaped decoder in one call, or of LFM2's, of which some are short convolutions in place of attention. Called one by one from Python, the parts of a layer would take a third of a small step
  * longer. Every part rounds to bfloat16 where torch's operations do.
  */
 #include "cache.h"
 #include "mixture.h"
+
+#define MAX_TAPS 16 /* as in decoder.py */
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+/* A short convolution by channel: change * sum over taps of weight * (gate * x), the earliest token first. */
+typedef struct {
+    int64_t taps;         /* tokens that it sees, the own one included */
+    const float *weights; /* [taps][hidden] */
+    const float *bias;    /* [hidden], or NULL */
+} Convolution;
 
 typedef struct {
     const bf16 *input_norm, *mlp_norm;    /* weights [hidden], or NULL */
     const bf16 *attended_norm, *fed_norm; /* the same, of what attention and feed-forward part give, before it is added */
     const bf16 *query_norm, *key_norm;    /* weights [dim], or of all heads together; or NULL */
     Linear qkv[3]; /* queries, keys and values, one after the other: as one layer, or as several; the rest has no outputs */
+    const Convolution *convolution; /* in place of attention; then those three are gate, change and x; or NULL */
     Linear out, gate, up, down;
     const Mixture *mixture; /* in place of gate, up and down; or NULL */
-    Cache slots, texts;                 /* of the sequences that decode, and of a text that is scored; the first also of their prompts */
+    Cache slots, texts;                 /* of keys and values, or of gate * x as keys: of the sequences that decode, and of a text that is scored; the first also of their prompts */
     Scores scores;
     int64_t norms_together; /* whether one norm is of all heads of a row together */
     int64_t rotation; /* which of the step's cosines and sines; -1: it does not rotate */
@@ -42,7 +53,7 @@ typedef struct {
 
 /* What a layer hands from part to part. */
 typedef struct {
-    bf16 *normed, *qkv, *attended, *gated; /* [rows][...] of hidden, qkv's outputs, heads * dim, intermediate */
+    bf16 *normed, *qkv, *attended, *gated; /* [rows][...] of hidden, qkv's outputs, heads * dim or hidden, intermediate */
 } Buffers;
 
 /* One number in all lanes. */
@@ -123,6 +134,61 @@ static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv,
     return failed;
 }
 
+/* Where the cache has the input of a convolution of the token at `position` of a sequence, whose pages are given. */
+static bf16 *kept_input(const Cache *cache, const int64_t *pages, int64_t position, int64_t channels) {
+    return (bf16 *)cache->keys + pages[position / cache->page] * cache->page_stride + position % cache->page * channels;
+}
+
+/* Convolves the inputs at `row` of `x` [rows][3 * hidden], which has gate * x in place of the gates. A token that is not among the `before` rows
+ * before it is in the cache, if there is one. */
+static void convolve_row(const DecoderArgs *args, const Convolution *convolution, const bf16 *x, int64_t row, int64_t before, int64_t position,
+                         const Cache *cache, const int64_t *pages, bf16 *out) {
+    int64_t hidden = args->hidden, width = 3 * hidden;
+    const bf16 *sources[MAX_TAPS], *change = x + row * width + hidden;
+    for (int64_t tap = 0; tap < convolution->taps; tap++) {
+        int64_t back = convolution->taps - 1 - tap;
+        int is_cached = cache && position >= back;
+        sources[tap] = back <= before ? x + (row - back) * width : is_cached ? kept_input(cache, pages, position - back, hidden) : NULL;
+    }
+    for (int64_t i = 0; i < hidden; i += LANES) {
+        vec sum = broadcast(0);
+        for (int64_t tap = 0; tap < convolution->taps; tap++)
+            if (sources[tap]) sum += load_bf16(sources[tap] + i) * *(const vec *)(convolution->weights + tap * hidden + i);
+        if (convolution->bias) sum += *(const vec *)(convolution->bias + i);
+        store_bf16(out + row * hidden + i, load_bf16(change + i) * round_vec(sum));
+    }
+}
+
+static void keep_inputs(const DecoderArgs *args, const SpanRows *span, const Cache *cache, const bf16 *x) {
+    int64_t hidden = args->hidden;
+    for (int64_t r = 0; r < span->rows; r++)
+        memcpy(kept_input(cache, args->pages + span->first, span->start + r, hidden), x + (span->row + r) * 3 * hidden, hidden * sizeof(bf16));
+}
+
+/* Convolves x [rows][3 * hidden]: gate, change and x of each row. The gates are overwritten. The inputs of slots are in the cache before any is
+ * read, as rows of one sequence may be beside each other; those of texts, which have the same pages, one after the other. */
+static void convolve(const DecoderArgs *args, const DecoderLayer *layer, bf16 *x, bf16 *out, int threads) {
+    int64_t hidden = args->hidden, width = 3 * hidden;
+#pragma omp parallel for schedule(static) num_threads(threads) if (args->rows > 16)
+    for (int64_t r = 0; r < args->rows; r++)
+        for (bf16 *gate = x + r * width, *end = gate + hidden; gate < end; gate += LANES)
+            store_bf16(gate, load_bf16(gate) * load_bf16(gate + 2 * hidden));
+    for (int64_t r = 0; r < args->decodes; r++)
+        memcpy(kept_input(&layer->slots, args->pages + args->firsts[r], args->positions[r], hidden), x + r * width, hidden * sizeof(bf16));
+    for (const SpanRows *span = args->span; span < args->span + args->spans; span++)
+        if (span->first >= 0 && !span->is_text) keep_inputs(args, span, &layer->slots, x);
+#pragma omp parallel for schedule(static) num_threads(threads) if (args->decodes > 16)
+    for (int64_t r = 0; r < args->decodes; r++)
+        convolve_row(args, layer->convolution, x, r, 0, args->positions[r], &layer->slots, args->pages + args->firsts[r], out);
+    for (const SpanRows *span = args->span; span < args->span + args->spans; span++) {
+        const Cache *cache = span->first < 0 ? NULL : span->is_text ? &layer->texts : &layer->slots;
+#pragma omp parallel for schedule(static) num_threads(threads) if (span->rows > 16)
+        for (int64_t r = 0; r < span->rows; r++)
+            convolve_row(args, layer->convolution, x, span->row + r, r, span->start + r, cache, cache ? args->pages + span->first : NULL, out);
+        if (cache && span->is_text) keep_inputs(args, span, cache, x);
+    }
+}
+
 /* Applies `last` to x, and adds what it gives to args->x; with a norm or a scale by way of `given` [rows][hidden]. */
 static int add(const DecoderArgs *args, const Linear *last, const bf16 *x, const bf16 *norm, bf16 *given, int threads) {
     int64_t rows = args->rows, hidden = args->hidden;
@@ -151,9 +217,13 @@ static int run_layer(const DecoderArgs *args, const DecoderLayer *layer, const B
     bf16 *x = args->x, *normed = buffers->normed, *gated = buffers->gated;
     Epilogue activated = {.activation = layer->activation, .out = gated}, product = {.binary_op = OP_MUL, .operand = gated, .out = gated};
     const bf16 *in = norm_of(args, layer->input_norm, normed, threads);
-    if (apply_qkv(layer, in, rows, buffers->qkv, qkv_width(args), threads) || attend(args, layer, buffers->qkv, buffers->attended, threads) ||
-        add(args, &layer->out, buffers->attended, layer->attended_norm, normed, threads))
+    int64_t width = layer->convolution ? 3 * args->hidden : qkv_width(args);
+    if (apply_qkv(layer, in, rows, buffers->qkv, width, threads)) return 1;
+    if (layer->convolution)
+        convolve(args, layer, buffers->qkv, buffers->attended, threads);
+    else if (attend(args, layer, buffers->qkv, buffers->attended, threads))
         return 1;
+    if (add(args, &layer->out, buffers->attended, layer->attended_norm, normed, threads)) return 1;
     in = norm_of(args, layer->mlp_norm, normed, threads);
     if (layer->mixture) return run_mixture(layer->mixture, in, rows, x, x, threads);
     return apply(&layer->gate, in, rows, activated, threads) || apply(&layer->up, in, rows, product, threads) ||
@@ -162,7 +232,8 @@ static int run_layer(const DecoderArgs *args, const DecoderLayer *layer, const B
 
 /* Returns 0, or 1 if it cannot allocate memory. */
 int run_decoder(const DecoderArgs *args, int threads) {
-    int64_t widths[] = {args->hidden, qkv_width(args), args->heads * args->dim, args->intermediate};
+    int64_t hidden = args->hidden, attended = args->heads * args->dim, qkv = qkv_width(args);
+    int64_t widths[] = {hidden, MAX(qkv, 3 * hidden), MAX(attended, hidden), args->intermediate};
     bf16 *parts[4];
     int64_t total = 0;
     for (int i = 0; i < 4; i++) total += ROUND_UP(args->rows * widths[i], 32);

@@ -11,7 +11,18 @@ import torch
 from driving import kernel_or_skip
 from gguf_families import FAMILIES, create_model
 from tinymodels import GATED, tiny
-from transformers import ApertusConfig, AutoModelForCausalLM, DeepseekV3Config, Gemma3nTextConfig, Gemma4TextConfig, PreTrainedModel
+from torch import nn
+from transformers import (
+    ApertusConfig,
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3nTextConfig,
+    Gemma4TextConfig,
+    Lfm2Config,
+    Lfm2MoeConfig,
+    Lfm3Config,
+    PreTrainedModel,
+)
 
 from app.engine.capacity import CacheLimits
 from app.engine.conversion import create_flat_model
@@ -24,6 +35,16 @@ KINDS = [name for name in FAMILIES if "-" not in name or name in ("phi4-mini", "
 SHAPE = {**GATED, "num_hidden_layers": 4, "bos_token_id": 0, "eos_token_id": 1}
 GEMMA = {**SHAPE, "head_dim": 32, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
 PER_LAYER = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": SHAPE["vocab_size"]}
+KINDS_OF_LAYERS = ["conv", "conv", "full_attention", "conv"]
+CONVOLVED = {
+    "lfm2": Lfm2Config(**SHAPE, layer_types=KINDS_OF_LAYERS, conv_bias=True, conv_L_cache=5),
+    "lfm2_moe": Lfm2MoeConfig(
+        **SHAPE, layer_types=KINDS_OF_LAYERS, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, num_dense_layers=2
+    ),
+    "lfm3": Lfm3Config(
+        **SHAPE, pad_token_id=0, head_dim=32, sliding_window=8, layer_types=["conv", "conv", "full_attention", "sliding_attention"]
+    ),
+}
 OTHERS = {  # that come in no GGUF file here
     "apertus": ApertusConfig(**SHAPE),
     "deepseek_v3": DeepseekV3Config(
@@ -43,6 +64,7 @@ OTHERS = {  # that come in no GGUF file here
         laurel_rank=8,
     ),
     "gemma4": Gemma4TextConfig(**GEMMA, **PER_LAYER, global_head_dim=512),
+    **CONVOLVED,
 }
 
 
@@ -51,6 +73,8 @@ def created(name: str) -> PreTrainedModel:
         return create_model(FAMILIES[name])
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(OTHERS[name])) if name in OTHERS else copy.deepcopy(tiny(name))
+    for convolution in (module for module in model.modules() if isinstance(module, nn.Conv1d)):
+        nn.init.normal_(convolution.weight)  # with its own first weights it would hardly change anything
     return model.eval()
 
 

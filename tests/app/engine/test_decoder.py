@@ -37,7 +37,7 @@ def mixed_model(config: Any) -> PreTrainedModel:
 
 
 MIXED = "mixed"
-OFTEN = ("llama", "llama with biases", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe", "qwen3_moe, shares of all", "gpt_oss")
+OFTEN = ("llama", "llama with biases", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe", "qwen3_moe, shares of all", "gpt_oss", "lfm2")
 # What is the others' own lies between the products.
 CASES = [(name, scheme, "auto") for name in CONFIGS for scheme in (("none", "int8", "int4") if name in OFTEN else ("int4",))]
 CASES += [(name, "none", "int8") for name in ("llama", "qwen3", "mistral", "gpt_oss")]
@@ -77,7 +77,7 @@ def steps(pages: Sequence[int]) -> list[tuple[list[int], list[int], Layout]]:
     add([(0, 70)])
     add([(0, 71)], (0, 5, 2), (0, 90, None))
     add([], (0, 200, 1), (5, 33, 2), (0, 50, TEXT))
-    add([(2, 38), (0, 72), (1, 200)], (0, 20, 3), (20, 30, 3), (50, 70, TEXT), (0, 2, None), (0, 1, None))
+    add([(2, 38), (0, 72), (1, 200)], (0, 20, 3), (20, 30, 3), (50, 70, TEXT), (0, 60, TEXT), (0, 2, None), (0, 1, None))
     add([(slot, position) for slot, position in ((0, 73), (1, 201), (2, 39), (3, 50))])
     return made
 

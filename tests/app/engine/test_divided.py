@@ -73,7 +73,7 @@ def divided(name: str, monkeypatch: pytest.MonkeyPatch, is_flash: bool, **memory
 
 
 @pytest.mark.parametrize("is_flash", [True, False])
-@pytest.mark.parametrize("name", ["Llama", "Mistral", "GPTNeoX"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "GPTNeoX", "Lfm2"])
 def test_what_a_layer_needs_is_moved_to_its_device(name: str, is_flash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     flat = divided(name, monkeypatch, is_flash)
     assert flat.devices == (CPU, META) and flat.layer_devices == {0: CPU, 1: META} and flat.attention.is_flash is is_flash
@@ -92,7 +92,7 @@ def test_what_a_layer_needs_is_moved_to_its_device(name: str, is_flash: bool, mo
     assert 3 <= apart.moved < first, "what attention reads is moved once a step"
 
 
-@pytest.mark.parametrize("name", ["Llama", "GPTNeoX", "GPT2"])
+@pytest.mark.parametrize("name", ["Llama", "GPTNeoX", "GPT2", "Lfm2"])
 def test_it_computes_what_it_computes_on_one_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.utils.modeling.check_device_same", lambda first, second: first.type == second.type)  # cpu and cpu:0
     whole, parts = (

@@ -39,7 +39,7 @@ def generated(name: str, prompt: tuple[int, ...], **options: int) -> str:
 
 
 @pytest.mark.parametrize("has_page_table", [True, False], ids=["pages by a table", "without one"])
-@pytest.mark.parametrize("name", ["Llama", "Mistral", "GPTNeoX"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "GPTNeoX", "Lfm2"])
 def test_answers_and_scores_over_several_pages(name: str, has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(3)
     by_torch, kernel = create(name), use_flash(monkeypatch, has_page_table)

@@ -148,9 +148,22 @@ def test_what_files_leave_out_or_say_for_each_layer_is_as_in_llama_cpp(written: 
     gemma.metadata["gemma2.attention.sliding_window_pattern"] = 0
     assert set(config_of(gemma).layer_types) == {"sliding_attention"}
     older = GGUFFile(written("mixtral")[1])
-    del older.tensors["blk.0.ffn_up_exps.weight"]
+    older.tensors = {name: tensor for name, tensor in older.tensors.items() if not name.endswith("ffn_up_exps.weight")}
     with pytest.raises(SetupError, match="its experts are tensors of their own, as in older files"):
         config_of(older)
+
+
+def test_heads_for_keys_by_layer_say_which_layers_are_convolutions(written: Callable[[str], tuple[PreTrainedModel, Path]]) -> None:
+    file = GGUFFile(written("lfm2moe")[1])
+    assert config_of(file).layer_types == ["conv", "full_attention", "conv", "full_attention"]
+    for wrong, message in (
+        ([0, 2, 0], "of 4 layers, and of heads for keys of 3"),
+        ([0, 0, 0, 0], "is .* not a number"),
+        ([0, -2, 0, -2], "is"),
+    ):
+        file.metadata["lfm2moe.attention.head_count_kv"] = wrong
+        with pytest.raises(SetupError, match=message):
+            config_of(file)
 
 
 def test_the_largest_gemma_3_scales_its_queries_otherwise(written: Callable[[str], tuple[PreTrainedModel, Path]]) -> None:
