@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, modeling_utils
 
 from app.engine.experts import Experts, has_joined_experts, separate_experts
-from app.engine.grouped import layers_of
+from app.engine.fourbits import BNB_BLOCK_OUTPUTS
+from app.engine.grouped import is_four_bit_layer, layers_of
 from app.engine.int4 import dequantize_others, round_layers
 from app.errors import SetupError, first_line
 from app.models.gguf import GGUFFile
@@ -81,11 +82,22 @@ def _prepare_experts(model: PreTrainedModel, path: str, settings: ModelSettings,
     """
     if device.type == "cpu" or settings.quantize == "int4":
         separate_experts(model)
+    if device.type == "cpu":
+        _spare_narrow_layers(model)
     if device.type == "cpu" and settings.quantize in FOUR_BITS:
         round_experts(model, settings.quantize)
     if device.type != "cpu" and settings.quantize != "none" and has_joined_experts(model):
         use = "none" if settings.quantize == "int4" else "int4 or none"
         raise SetupError(f"model.quantize: on {device}, {settings.quantize} would leave the experts of {path} as they are; use {use}")
+
+
+def _spare_narrow_layers(model: PreTrainedModel) -> None:
+    """Let bitsandbytes compute 4-bit layers without its layout for processors with AVX512-BF16 where their outputs are no whole number of
+    its blocks: it would fail at the first row. Such are the gates of heads in LFM3, and of the shared expert in Qwen 2 MoE.
+    """
+    layers: list[Any] = [module for module in model.modules() if is_four_bit_layer(module)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu &= layer.out_features % BNB_BLOCK_OUTPUTS == 0
 
 
 def round_experts(model: PreTrainedModel, kind: str) -> None:
