@@ -12,6 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from app.errors import UnsupportedModel, first_line
+from app.models.cache import mask_of
 from app.models.weights import import_bitsandbytes
 
 FLOAT_BYTES = 4  # adapter, gradients and optimizer are float32
@@ -69,7 +70,7 @@ def _kept_bytes(model: Any, tokens: int) -> int:
 
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss
+        loss = model(input_ids=ids, attention_mask=mask_of(model, ids), labels=ids, use_cache=False).loss
     vocabulary = int(model.config.get_text_config().vocab_size)
     assert loss.requires_grad
     return sum(storage.nbytes() for storage in kept.values()) + LOGIT_COPIES * tokens * vocabulary * FLOAT_BYTES

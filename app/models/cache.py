@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from app.engine.attention import SlotAttention
 from app.engine.conversion import install_attention
-from app.engine.convolution import ShortConvolution
+from app.engine.convolution import ShortConvolution, is_short_convolution
 from app.engine.layout import Span, layout_of
 from app.engine.proof import check_layers
 from app.errors import UnsupportedModel, first_line
@@ -32,7 +32,7 @@ def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
     attention.layout = layout_of([], [Span(0, PROBE_TOKENS, 0, None)], PROBE_TOKENS, meta)
     ids: Any = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=meta)
     try:
-        base(input_ids=ids, attention_mask=_mask(skeleton, ids), use_cache=False)
+        base(input_ids=ids, attention_mask=mask_of(skeleton, ids), use_cache=False)
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, ImportError) as error:
         raise UnsupportedModel(f"{type(skeleton).__name__} cannot be served: {first_line(error)}") from error
     finally:
@@ -41,11 +41,11 @@ def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
     return attention
 
 
-def _mask(skeleton: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """Without one transformers would look for packed sequences in the positions. For convolutions it looks for padding in one of two
-    dimensions, the only one that some others take.
+def mask_of(skeleton: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """For a forward of `ids` `[1, tokens]` on the meta device. Without one transformers would look for packed sequences in the positions.
+    For convolutions it looks for padding in a mask of two dimensions, the only kind that some others take.
     """
-    has_convolutions = any(isinstance(module, ShortConvolution) for module in skeleton.modules())
+    has_convolutions = any(isinstance(module, ShortConvolution) or is_short_convolution(module) for module in skeleton.modules())
     return torch.zeros(1, 1, ids.shape[1], ids.shape[1], device=ids.device) if has_convolutions else torch.ones_like(ids)
 
 
