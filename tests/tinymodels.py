@@ -17,6 +17,7 @@ CONTEXT = 128
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
 GATED = {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2}
+DELTA = {"linear_num_key_heads": 8, "linear_num_value_heads": 16, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("LlamaForCausalLM", GATED),
     "Qwen2": ("Qwen2ForCausalLM", GATED),
@@ -29,6 +30,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "Falcon": ("FalconForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}),
     "Gemma2": ("Gemma2ForCausalLM", {**GATED, "head_dim": 16, "sliding_window": 8}),
     "Lfm2": ("Lfm2ForCausalLM", {**GATED, "layer_types": ["conv", "full_attention"], "tie_word_embeddings": False}),
+    "Qwen3.5": ("Qwen3_5ForCausalLM", {**GATED, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"], **DELTA}),
     "GptOss": ("GptOssForCausalLM", {**GATED, "head_dim": 16, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 
@@ -50,8 +52,8 @@ def tiny(name: str, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     model: PreTrainedModel = model_class(model_class.config_class(**shape, bos_token_id=0, eos_token_id=1, pad_token_id=0)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
+        for key, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "linear_attn" not in key:  # whose states keep what rounding changes
                 parameter.mul_(4.0)
         for convolution in (module for module in model.modules() if isinstance(module, nn.Conv1d)):
             convolution.weight.normal_()

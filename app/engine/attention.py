@@ -15,6 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from app.engine import varlen
 from app.engine.convolution import Convolution, Taps, convolve, places_of, taps_of
+from app.engine.deltanet import DeltaInputs, DeltaShape, recur
 from app.engine.kernel import kernel
 from app.engine.keyvalues import KeyValues, Shape
 from app.engine.layout import Call, DecodeGroup, Layout, Span
@@ -40,7 +41,7 @@ class SlotAttention:
         self.slots = KeyValues()  # of requests
         self.texts = KeyValues()  # of a text that is scored in several steps; never in 8 bits, so that its score is that of one step
         self.shapes: dict[int, Shape] = {}  # by layer; from the last forward
-        self.windows: dict[int, int | None] = {}  # layer -> sliding window; from the last forward
+        self.windows: dict[int, int | None] = {}  # layer -> tokens that it sees, None: all, 0: by a state; from the last forward
         self.changes: frozenset[Change] = frozenset()  # of scores, in any layer; from the forwards so far
         self._taps: tuple[Layout, int, Taps] | None = None  # of the last step with convolutions, for so many tokens
         AttentionInterface.register(self.name, weakref.proxy(self))  # what is registered is never forgotten: neither would be the cache
@@ -112,6 +113,14 @@ class SlotAttention:
         if self._taps is None or self._taps[0] is not layout or self._taps[1] != count:
             self._taps = layout, count, taps_of(layout, count)
         return change * convolve(inputs, convolution, self._taps[2], [places_of(cache, layer) for cache in (self.slots, self.texts)])
+
+    def recur(self, layer: int, inputs: DeltaInputs, shape: DeltaShape, weight: torch.Tensor) -> torch.Tensor:
+        """The gated delta rule behind a convolution, see `deltanet.recur`. Raises `UnsupportedModel` outside a forward of `FlatModel`."""
+        self.shapes[layer], self.windows[layer] = (0, shape.token_floats, 0), 0
+        if self.layout is None:
+            raise UnsupportedModel(OUTSIDE)
+        caches = tuple(cache.states_of(layer) for cache in (self.slots, self.texts))
+        return recur(inputs, shape, weight, self.layout.on(inputs.mixed.device), caches)
 
     @property
     def is_flash(self) -> bool:

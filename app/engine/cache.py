@@ -13,8 +13,11 @@ MIN_COPIED_TOKENS = 16  # fewer tokens of a page are computed again, not copied
 
 
 class SlotCache:
-    def __init__(self, pool: PagePool) -> None:
-        self.pool = pool
+    def __init__(self, pool: PagePool, has_states: bool = False) -> None:
+        """`has_states`: each page holds a state, too: that after the last token which its sequence has written there. So what is found ends
+        with a full page, or with all that an idle one holds.
+        """
+        self.pool, self._has_states = pool, has_states
         self.prompt_tokens = self.found_tokens = 0  # of the requests that were admitted
         self._copies: list[PageCopy] = []
 
@@ -29,7 +32,10 @@ class SlotCache:
         """
         if needs_whole_prompt(job):
             return Found()
-        return self.pool.find(job.space, (job.prompt + job.sampled)[:-1], digests)
+        found = self.pool.find(job.space, (job.prompt + job.sampled)[:-1], digests)
+        if self._has_states and found.tail is not None and (found.tail_rest or self.pool.uses(found.tail)):
+            return Found(found.pages, found.tokens - found.tail_tokens)
+        return found
 
     def has_room(self, job: Generate, digests: list[bytes], slots: Sequence[Slot]) -> bool:
         """Whether pages are left for the job's tokens, beside what `slots` still need for theirs and a page for each, with which they go
@@ -107,12 +113,13 @@ class SlotCache:
     def keep(self, slot: Slot) -> None:
         """Let what a running slot has computed be found. Of a search only the prompt: what follows may change."""
         assert slot.request is not None
-        self._keep(slot, min(slot.length, len(slot.request.prompt)) if slot.group else slot.length)
+        length = min(slot.length, len(slot.request.prompt)) if slot.group else slot.length
+        self._keep(slot, self._full_pages(length) if self._has_states else length)
 
     def release(self, slot: Slot) -> None:
         """Take the pages of a slot that is to be idle. What they hold can be found, except of a search's slots beside the leading one."""
         if not slot.is_follower:
-            self._keep(slot, slot.length)
+            self._keep(slot, self._full_pages(slot.length) if self._has_states and slot.group else slot.length)
         self._drop(slot)
 
     def fork(self, slots: Sequence[Slot], sources: Sequence[int], length: int) -> None:
@@ -132,6 +139,10 @@ class SlotCache:
         self._copies.clear()
         for slot in slots:
             slot.pages, slot.digests, slot.length = [], [], 0
+
+    def _full_pages(self, length: int) -> int:
+        """How many of `length` tokens are in full pages."""
+        return length - length % self.pool.page_tokens
 
     def _keep(self, slot: Slot, length: int) -> None:
         """Let the slot's first `length` tokens be found."""

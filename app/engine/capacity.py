@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from app.engine import varlen
 from app.engine.drafts import MAX_TOKENS
-from app.engine.keyvalues import Shape, elements_of
+from app.engine.keyvalues import Shape, token_bytes
 from app.engine.ledger import MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA, SLOT_TOKENS, Ledger, activation_bytes, widths_of
 from app.engine.pages import PAGE_TOKENS
 
@@ -160,8 +160,7 @@ def page_counts(most: int, has_table: bool) -> tuple[int, ...]:
 def cache_bytes(shapes: Iterable[Shape], tokens: int, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
     """Bytes of the pages that `tokens` take, with the keys and values of layers of these shapes. `dtype` is the cache's."""
     pages = -(-tokens // page_tokens)
-    elements = sum(heads * (elements_of(key, dtype) + elements_of(value, dtype)) for heads, key, value in shapes)
-    return pages * page_tokens * dtype.itemsize * elements
+    return pages * page_tokens * sum(token_bytes(shape, dtype) for shape in shapes)
 
 
 def text_bytes(shapes: Collection[Shape], limits: CacheLimits, dtype: torch.dtype) -> int:

@@ -16,6 +16,8 @@ from app.engine import varlen
 from app.engine.attention import SlotAttention
 from app.engine.capacity import CacheLimits, ledger_of, size_that_fits
 from app.engine.convolution import install_convolutions
+from app.engine.deltanet import PAGE_TOKENS as STATE_PAGE_TOKENS
+from app.engine.deltanet import install_delta_nets
 from app.engine.facts import Weights
 from app.engine.flat import FlatModel
 from app.engine.fourbits import group_layers
@@ -74,6 +76,7 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
 def install_attention(model: PreTrainedModel) -> SlotAttention:
     attention = SlotAttention()
     install_convolutions(model, attention)
+    install_delta_nets(model, attention)
     try:
         model.set_attn_implementation(attention.name)
     except ValueError as error:
@@ -101,6 +104,8 @@ def _optimize(model: PreTrainedModel, attention: SlotAttention, known_harmed: Co
 
 def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
     dtype, attention = flat.model.dtype, flat.attention
+    if flat.has_states:
+        limits = replace(limits, page_tokens=STATE_PAGE_TOKENS)
     slots_dtype = limits.dtype_for(dtype)
     if slots_dtype == torch.int8:
         compiled = kernel() if flat.device.type == "cpu" else None

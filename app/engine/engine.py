@@ -67,7 +67,7 @@ class Engine:
         self.observer = observer
         self.limits = limits
         slots, budget = [Slot(index) for index in range(limits.slots)], StepBudget(limits.step_tokens, limits.stretch)
-        self.scheduler = Scheduler(slots, budget, SlotCache(PagePool(performer.pages, performer.page_tokens)))
+        self.scheduler = Scheduler(slots, budget, SlotCache(PagePool(performer.pages, performer.page_tokens), performer.has_states))
         vocabulary = min(model.vocabulary for model in (performer, observer) if model is not None)
         has_grammars = grammar_compiler is not None
         self._check = JobCheck(limits.context, vocabulary, performer, self.scheduler, has_grammars)
@@ -184,11 +184,11 @@ class Engine:
         return events
 
     def _fail_step(self, plan: Plan) -> list[Event]:
-        """Fail what a step was for that ran out of memory; the rest waits on. If the step's copies were not made, everything fails: what
-        the pages hold is unknown.
+        """Fail what a step was for that ran out of memory; the rest waits on. If the step's copies were not made, or states may be half
+        written, everything fails: what the pages hold is unknown.
         """
         error = EngineFailed(OUT_OF_MEMORY)
-        if plan.copies:
+        if plan.copies or self.performer.has_states:
             return self.fail_all(error)
         ids = plan.job_ids(self.scheduler.texts.texts)
         for id in ids:

@@ -17,7 +17,7 @@ from app.engine.cudadecoder import create_cuda_decoder
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder
 from app.engine.kernel import kernel
-from app.engine.keyvalues import attends
+from app.engine.keyvalues import attends, keeps_states
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.linear import TiledLinear
 from app.engine.lora import Adapters, Changes, Shapes
@@ -77,9 +77,14 @@ class FlatModel:
         return any(isinstance(module, TiledLinear) for module in self.model.modules())
 
     @property
-    def has_convolutions(self) -> bool:
-        """Whether some of its layers are short convolutions."""
-        return not all(map(attends, self.attention.shapes.values()))
+    def attends_only(self) -> bool:
+        """Whether all of its layers keep keys and values."""
+        return all(map(attends, self.attention.shapes.values()))
+
+    @property
+    def has_states(self) -> bool:
+        """Whether some of its layers keep a state, which cannot be set back by some tokens."""
+        return keeps_states(self.attention.shapes.values())
 
     @cached_property
     def decodes_on_kernel(self) -> bool:
@@ -141,7 +146,7 @@ class FlatModel:
     def bind_cuda(self) -> None:
         """Let kernels of ours do what lies between products, where the cache is laid out for torch's flash kernel."""
         if self._decoder is not None and self.attention.is_flash:
-            is_known = len(self.devices) == 1 and not self.has_convolutions
+            is_known = len(self.devices) == 1 and self.attends_only
             self._decoder.on_cuda = create_cuda_decoder(self._decoder) if is_known else None
 
     def bind_adapters(self, shapes: Shapes) -> None:

@@ -247,8 +247,8 @@ def create_graphs(flat: FlatModel, rows: int) -> DecodeGraphs | None:
     """
     if not flat.attention.is_flash:
         return None
-    if flat.has_convolutions:
-        log.info("decode steps are not recorded as CUDA graphs: the model has short convolutions")
+    if not flat.attends_only:
+        log.info("decode steps are not recorded as CUDA graphs: some of the model's layers are no attention")
         return None
     if len(flat.devices) > 1:
         log.info("decode steps are not recorded as CUDA graphs: the model is divided among %s", flat.device_name)

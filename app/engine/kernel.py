@@ -30,6 +30,7 @@ from app.engine.structures import (
     KINDS,
     DecodeArgs,
     DecoderArgs,
+    DeltaArgs,
     EpilogueArgs,
     ExpertsArgs,
     MixtureArgs,
@@ -184,6 +185,11 @@ class Kernel:
         """Run all layers; see decoder.c. Raises `MemoryError`."""
         if self._library.run_decoder(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the activations of a step")
+
+    def run_delta_rule(self, args: DeltaArgs) -> None:
+        """Run it for some sequences; see delta.c. Raises `MemoryError`."""
+        if self._library.run_delta_rule(args, torch.get_num_threads()):
+            raise MemoryError("out of memory for the states of a layer")
 
     def run_experts(self, args: ExpertsArgs) -> None:
         """Run the experts of a layer; see mixture.c. Raises `MemoryError`."""

@@ -7,7 +7,7 @@ rows that belong to no sequence are written there.
 
 import math
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -17,12 +17,25 @@ from app.engine.varlen import PAGE_TOKENS, PagedKeys
 
 SCALE_BYTES = 4
 
-Shape = tuple[int, int, int]  # of a layer: kv_heads, key dim, value dim; of a short convolution, which keeps its inputs: 1, channels, 0
+# Of a layer: kv_heads, key dim, value dim. Of a short convolution, which keeps its inputs: 1, channels, 0. Of one that keeps a state in
+# each page: 0, the numbers of a state for each token of a page, 0.
+Shape = tuple[int, int, int]
 
 
 def attends(shape: Shape) -> bool:
     """Whether it is that of an attention."""
     return shape[2] > 0
+
+
+def keeps_states(shapes: Iterable[Shape]) -> bool:
+    """Whether some of these layers do."""
+    return any(heads == 0 for heads, _, _ in shapes)
+
+
+def token_bytes(shape: Shape, dtype: torch.dtype) -> int:
+    """Of a token in a cache of this type."""
+    heads, key, value = shape
+    return heads * (elements_of(key, dtype) + elements_of(value, dtype)) * dtype.itemsize if heads else key * torch.float32.itemsize
 
 
 def elements_of(dim: int, dtype: torch.dtype) -> int:
@@ -36,6 +49,7 @@ class KeyValues:
         self.values: dict[int, torch.Tensor] = {}
         self.page_tokens = 0
         self.dtype = torch.float32
+        self._state_layers: frozenset[int] = frozenset()  # of which a page is a state
         self.by_tokens: dict[int, PagedKeys] = {}  # layer -> the same memory by tokens, if it is laid out so
 
     def allocate(self, shapes: Mapping[int, Shape], pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -43,10 +57,12 @@ class KeyValues:
         other: where a sequence has consecutive pages, so do its keys, and a processor foresees which are read next.
         """
         self.page_tokens, self.dtype = page_tokens, dtype
+        self._state_layers = frozenset(layer for layer, shape in shapes.items() if keeps_states([shape]))
         self.by_tokens.clear()
         for layer, (heads, *dims) in shapes.items():
             for cache, dim in zip((self.keys, self.values), dims, strict=True):
-                cache[layer] = _zeros((heads, pages, page_tokens, elements_of(dim, dtype)), dtype, device).transpose(0, 1)
+                shape = (heads, pages, page_tokens, elements_of(dim, dtype)) if heads else (1, pages, page_tokens, dim)
+                cache[layer] = _zeros(shape, dtype if heads else torch.float32, device).transpose(0, 1)
 
     def allocate_by_tokens(
         self, shapes: Mapping[int, Shape], pages: int, dtype: torch.dtype, device: torch.device, *, context: int, splits: int
@@ -66,14 +82,20 @@ class KeyValues:
         return [*self.keys.values(), *self.values.values()]
 
     def copy(self, copies: Sequence[PageCopy]) -> None:
-        """Copy the first tokens of pages, one copy after the other."""
+        """Copy the first tokens of pages, and their states, one copy after the other."""
         for independent, tokens in _batches(copies):
             sources, targets = [each.source for each in independent], [each.target for each in independent]
-            for cache in self.tensors:
+            for layer, cache in (*self.keys.items(), *self.values.items()):
+                part = slice(None) if layer in self._state_layers else slice(tokens)
                 if len(independent) == 1:
-                    cache[targets[0], :, :tokens] = cache[sources[0], :, :tokens]
+                    cache[targets[0], :, part] = cache[sources[0], :, part]
                 else:
-                    cache[targets, :, :tokens] = cache[sources, :, :tokens]
+                    cache[targets, :, part] = cache[sources, :, part]
+
+    def states_of(self, layer: int) -> torch.Tensor | None:
+        """The states of a layer `[pages, numbers]`; None if there is no cache."""
+        kept = self.keys.get(layer)
+        return None if kept is None else kept.transpose(0, 1)[0].flatten(1)
 
     def write_span(self, layer: int, span: Span, key: torch.Tensor, value: torch.Tensor) -> None:
         """Write the span's keys and values `[rows, kv_heads, dim]`."""

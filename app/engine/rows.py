@@ -88,7 +88,7 @@ def check_bytes(model: str, dtype: torch.dtype, shapes: Collection[Shape], page_
     if columns is None:
         raise SetupError("model.cache_dtype: int8 needs a CPU and the compiled kernel, which is not there (the log says why); use auto")
     if not all(map(attends, shapes)):
-        raise SetupError(f"model.cache_dtype: int8 is for models of attention alone, and {model} has short convolutions; use auto")
+        raise SetupError(f"model.cache_dtype: int8 is for models of attention alone, and {model} has layers of other kinds; use auto")
     for _, key, value in set(shapes):
         if dtype not in ROW_DTYPES or not has_supported_heads(key, value, columns) or page_tokens % columns:
             raise SetupError(

@@ -190,6 +190,23 @@ class DecoderArgs(ctypes.Structure):
     )
 
 
+class DeltaRowsArgs(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("row", "rows", "source", "target"))
+
+
+class DeltaArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("mixed", "taps", "decay", "rate", "steepness", "shift")),
+        *((name, ctypes.c_int64) for name in ("tap_count", "channels", "key_heads", "heads", "key_dim", "value_dim")),
+        ("kept", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("sequence", ctypes.POINTER(DeltaRowsArgs)),
+        *((name, ctypes.c_int64) for name in ("rows", "sequences")),
+        ("rounds", ctypes.c_int),
+        ("out", ctypes.c_void_p),
+    )
+
+
 class RoundingArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weight", "levels", "scale", "minimum")),
@@ -235,6 +252,7 @@ def declare(library: ctypes.CDLL) -> None:
     library.token_statistics.argtypes = [ctypes.POINTER(StatisticsArgs), threads]
     library.sample_tokens.argtypes = [ctypes.POINTER(SamplingArgs), threads]
     library.run_decoder.argtypes = [ctypes.POINTER(DecoderArgs), threads]
+    library.run_delta_rule.argtypes = [ctypes.POINTER(DeltaArgs), threads]
     library.run_experts.argtypes = [ctypes.POINTER(ExpertsArgs), threads]
     library.run_mixture.argtypes = [ctypes.POINTER(MixtureArgs), pointer, int64, pointer, pointer, threads]
     library.round_weights.argtypes = [ctypes.POINTER(RoundingArgs), threads]

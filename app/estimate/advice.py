@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from app.engine import varlen
 from app.engine.ledger import gib
 from app.estimate.device import Device
 from app.estimate.plan import QUANTIZATIONS, FineTune, Plan, Question, is_supported
+from app.models.cache import page_tokens
 
 CONTEXTS = tuple(256 << power for power in range(12))  # 256 to 524,288 tokens
 LEAST_CONTEXT = 256
@@ -42,7 +42,7 @@ def _smaller_cache(plan: Plan, device: Device) -> Iterator[str]:
     if asked.cache_tokens is None and (fewer := _slots_that_fit(plan, device, asked)):
         yield f"{device.name}: {fewer} would fit instead of {asked.slots}"
     if asked.cache_tokens is not None and need.shared:
-        page = varlen.page_tokens(device.kind)
+        page = page_tokens(plan.config, device.kind)
         tokens = need.ledger(device.free).most_cache * asked.cache_tokens // need.shared // page * page
         if tokens >= plan.context_of(asked):
             yield f"{device.name}: a cache of {tokens} tokens would fit instead of {asked.cache_tokens}"

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from app.engine import varlen
 from app.engine.attention import SlotAttention
 from app.engine.capacity import CacheLimits, cache_bytes, size_that_fits, step_bytes, text_bytes, with_context
 from app.engine.kernel import kernel
@@ -21,7 +20,7 @@ from app.engine.ledger import SLOT_TOKENS, Ledger, fits_beside
 from app.errors import SetupError
 from app.estimate.device import Device
 from app.estimate.tuning import Tuning, tuning_of
-from app.models.cache import slot_attention
+from app.models.cache import page_tokens, slot_attention
 from app.models.context import context_of, wanted_context
 from app.models.footprint import Form, footprint
 from app.models.skeleton import served_dtype, skeleton_of
@@ -155,10 +154,10 @@ class Plan:
         draft = None if self.draft is None else self.draft.need(kind, self._asked_of_draft(asked))
         for name, other in (("observer", observer), ("draft", draft)):
             weights += Counter({} if other is None else {f"{name}, {form}": size for form, size in other.weights.items()})
-        page_tokens, shapes = varlen.page_tokens(kind), self._attention.shapes.values()
+        tokens_of_page, shapes = page_tokens(self.config, kind), self._attention.shapes.values()
         window, shrinks, cache = min(context, asked.text_window), asked.context is None, (asked.cache_tokens, asked.cache_dtype)
-        limits = CacheLimits(asked.slots, context, asked.step_tokens, 1, page_tokens, *cache, asked.graphs, window, shrinks)
-        slot = cache_bytes(shapes, limits.slot_tokens, limits.dtype_for(dtype), page_tokens)
+        limits = CacheLimits(asked.slots, context, asked.step_tokens, 1, tokens_of_page, *cache, asked.graphs, window, shrinks)
+        slot = cache_bytes(shapes, limits.slot_tokens, limits.dtype_for(dtype), tokens_of_page)
         return Need(
             weights,
             slot=slot,

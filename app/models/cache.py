@@ -5,17 +5,17 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from app.engine import varlen
 from app.engine.attention import SlotAttention
 from app.engine.conversion import install_attention
-from app.engine.convolution import ShortConvolution, is_short_convolution
+from app.engine.deltanet import PAGE_TOKENS as STATE_PAGE_TOKENS
 from app.engine.layout import Span, layout_of
 from app.engine.proof import check_layers
 from app.errors import UnsupportedModel, first_line
 
 PROBE_TOKENS = 8
-SERVED = frozenset(
-    {"full_attention", "sliding_attention", "chunked_attention", "conv"}
-)  # kinds of layers that keep what the cache can hold
+SERVED = frozenset({"full_attention", "sliding_attention", "chunked_attention", "conv"})  # kinds of layers whose past the cache holds
+DELTA_NETS = frozenset({"qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"})  # types of models whose linear attention it holds, too
 
 
 def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
@@ -43,17 +43,28 @@ def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
 
 def mask_of(skeleton: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """For a forward of `ids` `[1, tokens]` on the meta device. Without one transformers would look for packed sequences in the positions.
-    For convolutions it looks for padding in a mask of two dimensions, the only kind that some others take.
+    For layers that are no attention it looks for padding in a mask of two dimensions, the only kind that some others take.
     """
-    has_convolutions = any(isinstance(module, ShortConvolution) or is_short_convolution(module) for module in skeleton.modules())
-    return torch.zeros(1, 1, ids.shape[1], ids.shape[1], device=ids.device) if has_convolutions else torch.ones_like(ids)
+    other = {"conv", "linear_attention"} & set(getattr(skeleton.config.get_text_config(), "layer_types", None) or [])
+    return torch.zeros(1, 1, ids.shape[1], ids.shape[1], device=ids.device) if other else torch.ones_like(ids)
+
+
+def has_states(config: PretrainedConfig) -> bool:
+    """Whether a model with this text config keeps states that the cache holds."""
+    return config.model_type in DELTA_NETS and "linear_attention" in (getattr(config, "layer_types", None) or [])
+
+
+def page_tokens(config: PretrainedConfig, kind: str) -> int:
+    """Tokens of a page of the cache for a model with this text config on a device of this kind, such as cuda."""
+    return STATE_PAGE_TOKENS if has_states(config) else varlen.page_tokens(kind)
 
 
 def check_kinds(config: PretrainedConfig) -> None:
     """Raises `UnsupportedModel` if a model's layers keep something that the engine's cache does not hold, such as a state."""
-    kinds = sorted(set(getattr(config, "layer_types", None) or []) - SERVED)
+    kinds = sorted(set(getattr(config, "layer_types", None) or []) - SERVED - ({"linear_attention"} if has_states(config) else set()))
     if kinds:
         raise UnsupportedModel(
-            f"a model of the type '{config.model_type}' cannot be served: the engine's cache holds keys and values, and what short "
-            f"convolutions look back at, but its layers of the kind {', '.join(kinds)} keep something else"
+            f"a model of the type '{config.model_type}' cannot be served: the engine's cache holds keys and values, what short "
+            "convolutions look back at, and the states of gated delta nets, but its layers of the kind "
+            f"{', '.join(kinds)} keep something else"
         )

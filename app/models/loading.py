@@ -26,11 +26,11 @@ from app.engine.int4 import runs_on
 from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
-from app.models.cache import check_kinds
+from app.models.cache import check_kinds, page_tokens
 from app.models.context import NO_LIMIT, context_of, context_setting, wanted_context
 from app.models.device import DeviceAssignment, cards_of
 from app.models.division import check_divisible, device_map
-from app.models.draft import draft_limits, draft_settings
+from app.models.draft import check_states, draft_limits, draft_settings
 from app.models.files import files_to_load, read_ahead, weight_files
 from app.models.format import parameter_count, weight_format
 from app.models.gguf import GGUFFile
@@ -130,7 +130,10 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     performer = _flat_model(settings.path, settings, devices, cache, stages)
     _make_current(performer.device)  # a division leaves out a first card that has no room
     check_tokens(source_of(settings.path), tokenizer.base, performer.vocabulary)
-    limits = EngineLimits(performer.slots, performer.context, settings.step_tokens, settings.stretch, settings.drafts)
+    drafts = settings.drafts and not performer.has_states
+    if settings.drafts and not drafts:
+        log.info("%s: no tokens are drafted, as its states cannot be set back behind one that is not kept", settings.served_name)
+    limits = EngineLimits(performer.slots, performer.context, settings.step_tokens, settings.stretch, drafts)
     with stages.measure("forms"):
         grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
@@ -239,6 +242,7 @@ def _flat_model(path: str, settings: ModelSettings, devices: Sequence[torch.devi
     source, device = _at_hand(source_of(path), settings, stages), devices[0]
     with stages.measure("open"):
         check_kinds(source.config("model.path"))
+        cache = replace(cache, page_tokens=page_tokens(source.config("model.path").get_text_config(), device.type))
         places = device_map(source, settings, devices, cache) if len(devices) > 1 else None
         if places is None:
             check_room(source, settings, device, cache)
@@ -268,6 +272,7 @@ def _flat_model(path: str, settings: ModelSettings, devices: Sequence[torch.devi
 def _draft_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits, stages: Stages) -> FlatModel:
     check_draft(Tokenizer(settings.path).base.get_vocab(), Tokenizer(path).base.get_vocab(), path)
     source = source_of(path)
+    check_states(source_of(settings.path), source)
     return _flat_model(path, draft_settings(settings, source), [device], draft_limits(cache, source), stages)
 
 

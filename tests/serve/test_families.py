@@ -21,6 +21,7 @@ FAMILIES: dict[str, dict[str, int]] = {  # changes of the shape; transformers gi
     "GPT2": {},
     "GPTNeoX": {"intermediate_size": 128},
     "Lfm2": {},
+    "Qwen3.5": {},
     "Qwen2": {"vocab_size": 259},
     "Qwen3": {},
 }

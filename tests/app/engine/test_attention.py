@@ -22,6 +22,9 @@ from transformers import (
     Lfm2MoeConfig,
     Lfm3Config,
     PreTrainedModel,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+    Qwen3NextConfig,
 )
 
 from app.engine.capacity import CacheLimits
@@ -45,6 +48,14 @@ CONVOLVED = {
         **SHAPE, pad_token_id=0, head_dim=32, sliding_window=8, layer_types=["conv", "conv", "full_attention", "sliding_attention"]
     ),
 }
+DELTA = {"linear_num_key_heads": 8, "linear_num_value_heads": 16, "linear_key_head_dim": 16, "linear_value_head_dim": 32}
+LINEAR = {**SHAPE, "head_dim": 32, **DELTA, "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+WITH_STATES = {
+    "qwen3_5": Qwen3_5TextConfig(**LINEAR),
+    "qwen3_5_moe": Qwen3_5MoeTextConfig(**LINEAR, **EXPERTS),
+    "qwen3_next": Qwen3NextConfig(**LINEAR, **EXPERTS),
+}
 OTHERS = {  # that come in no GGUF file here
     "apertus": ApertusConfig(**SHAPE),
     "deepseek_v3": DeepseekV3Config(
@@ -65,6 +76,7 @@ OTHERS = {  # that come in no GGUF file here
     ),
     "gemma4": Gemma4TextConfig(**GEMMA, **PER_LAYER, global_head_dim=512),
     **CONVOLVED,
+    **WITH_STATES,
 }
 
 
@@ -124,4 +136,7 @@ def test_a_row_is_the_same_alone_and_beside_others(name: str) -> None:
     pieces = [prompt((1, start, min(33, start + 5))) for start in range(0, 33, 5)]
     assert torch.equal(together, torch.cat(whole)) and torch.equal(torch.cat(pieces), whole[1])
     rows = [(0, 9), (1, 33), (2, 20)]
-    assert torch.equal(decode(*rows), torch.cat([decode(row) for row in rows]))
+    beside = decode(*rows)
+    for slot, end in rows:  # where the cache holds a state, it has gone on
+        prompt((slot, 0, end))
+    assert torch.equal(beside, torch.cat([decode(row) for row in rows]))

@@ -23,11 +23,14 @@ def space_of(slot: Slot) -> Space:
 
 
 class Memory(RuleBasedStateMachine):
-    """`held` is what would be in the cache: for each page the token, with its space, that each place was last written with."""
+    """`held` is what would be in the cache: for each page the token, with its space, that each place was last written with. `states`, of
+    models that keep them: for each page the sequence whose state it has.
+    """
 
-    @initialize(pages=st.integers(4, 30))
-    def start(self, pages: int) -> None:
-        self.cache, self.admissions = SlotCache(PagePool(pages, PAGE)), 0
+    @initialize(pages=st.integers(4, 30), has_states=st.booleans())
+    def start(self, pages: int, has_states: bool) -> None:
+        self.cache, self.admissions, self.has_states = SlotCache(PagePool(pages, PAGE), has_states), 0, has_states
+        self.states: list[tuple[Space, tuple[int, ...]] | None] = [None] * pages
         self.held: list[list[tuple[int, Space] | None]] = [[None] * PAGE for _ in range(pages)]
         self.slots = [Slot(index) for index in range(SLOTS)]
         self.texts: list[tuple[tuple[int, ...], str | None]] = [((), None)]  # of sequences that have ended, with their adapters
@@ -36,6 +39,7 @@ class Memory(RuleBasedStateMachine):
         for copy in self.cache.take_copies():
             assert self.cache.pool.uses(copy.target) <= 1, "a page is written while it is shared"
             self.held[copy.target][: copy.tokens] = self.held[copy.source][: copy.tokens]
+            self.states[copy.target] = self.states[copy.source]
 
     def write(self, slot: Slot, end: int) -> None:
         """What a step does: positions up to `end` are computed."""
@@ -43,10 +47,14 @@ class Memory(RuleBasedStateMachine):
             self.copy()
             return
         self.copy()
+        if self.has_states and 0 < slot.length < end:
+            state = self.states[slot.pages[(slot.length - 1) // PAGE]]
+            assert state == (space_of(slot), tuple(slot.tokens[: slot.length])), "it does not go on from its own state"
         for position in range(slot.length, end):
             page = slot.pages[position // PAGE]
             assert self.cache.pool.uses(page) == 1, "a page is written while it is shared"
             self.held[page][position % PAGE] = slot.tokens[position], space_of(slot)
+            self.states[page] = space_of(slot), tuple(slot.tokens[: position + 1])
         slot.length = end
 
     def release(self, slot: Slot) -> None:
@@ -91,7 +99,7 @@ class Memory(RuleBasedStateMachine):
     def compute(self, seed: int) -> None:
         """A chunk of a prompt, or all of it, or tokens of an answer."""
         rng = random.Random(seed)
-        if (slot := self.running(rng)) is None:
+        if (slot := self.running(rng)) is None or (slot.group and self.has_states):  # the slots of a search go on together
             return
         if slot.length == len(slot.tokens):
             slot.tokens += rng.choices((0, 1, 2), k=1 if slot.group else rng.randint(1, 60))
@@ -101,7 +109,7 @@ class Memory(RuleBasedStateMachine):
     def draft(self, seed: int) -> None:
         """Tokens that are computed, of which some turn out to be others."""
         rng = random.Random(seed)
-        if (slot := self.running(rng)) is None or slot.length < len(slot.tokens) or slot.group:
+        if (slot := self.running(rng)) is None or slot.length < len(slot.tokens) or slot.group or self.has_states:
             return
         before = slot.length
         slot.tokens += rng.choices((0, 1, 2), k=rng.randint(1, 25))
@@ -195,3 +203,51 @@ class Memory(RuleBasedStateMachine):
 
 TestMemory = Memory.TestCase
 TestMemory.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+def test_what_is_found_has_its_own_state() -> None:
+    """Where pages hold states: all of an idle page, or full pages only while it is used, and after a search went on from it."""
+    cache, prompt = SlotCache(PagePool(12, PAGE), has_states=True), tuple(range(30))
+    lead, follower, other = (Slot(index) for index in range(3))
+
+    def admit(slot: Slot, tokens: tuple[int, ...]) -> int:
+        slot.admit(Generate("a", tokens, 100), 0, detokenize)
+        cache.adopt(slot)
+        return slot.length
+
+    def compute(slot: Slot) -> None:
+        assert cache.reserve(slot, len(slot.tokens))
+        slot.length = len(slot.tokens)
+
+    def end(*slots: Slot) -> None:
+        for slot in slots:
+            cache.release(slot)
+        for slot in slots:
+            slot.release()
+
+    admit(lead, prompt)
+    compute(lead)
+    cache.keep(lead)
+    assert admit(other, (*prompt, 99)) == PAGE, "the first page is full, the second still used"
+    end(other)
+    end(lead)
+    assert admit(lead, (*prompt, 99)) == len(prompt)
+    compute(lead)
+    assert admit(other, (*prompt, 98)) == PAGE, "the state has gone on"
+    end(other)
+    end(lead)
+    assert admit(lead, (*prompt[:-1], 99)) == PAGE, "no state is that of fewer tokens"
+    end(lead)
+    prompt = tuple(range(100, 130))
+    admit(lead, prompt)
+    compute(lead)
+    cache.keep(lead)
+    follower.admit(lead.request, 0, detokenize)  # type: ignore[arg-type]
+    lead.group = follower.group = (lead, follower)
+    cache.fork((lead, follower), (0, 0), len(prompt))
+    for slot in (lead, follower):
+        slot.tokens.append(7)
+        compute(slot)
+    lead.length = len(prompt)  # as a search ends whose best answer is another one
+    end(lead, follower)
+    assert admit(other, (*prompt, 99)) == PAGE

@@ -18,7 +18,7 @@ from app.engine.request import Embed, Generate, Pooling, SamplingParams, Score
 from app.engine.texts import add_states, unit_vector
 from app.scoring.windows import windows
 
-SERVED = ["Llama", "Qwen2", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral", "Lfm2"]
+SERVED = ["Llama", "Qwen2", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral", "Lfm2", "Qwen3.5"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "last")
 STEP_TOKENS = 16
 GREEDY = SamplingParams(temperature=0.0)

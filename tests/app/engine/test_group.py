@@ -25,7 +25,7 @@ def create(name: str = "Llama", slots: int = 6, end_tokens: frozenset[int] = fro
     return Engine(performer, letters, end_tokens, EngineLimits(slots, CONTEXT, 16))
 
 
-@pytest.mark.parametrize("name", ["Llama", "GPT2", "Mistral", "Lfm2"])
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Mistral", "Lfm2", "Qwen3.5"])
 @pytest.mark.parametrize("end_tokens", [frozenset(), frozenset(range(0, VOCABULARY, 7))])
 def test_beam_search_beside_others_equals_generate(name: str, end_tokens: frozenset[int]) -> None:
     rng, model = random.Random(len(end_tokens)), reference_model(name)

@@ -25,7 +25,7 @@ from app.errors import SetupError
 from app.scoring.statistics import token_statistics
 from app.scoring.windows import windows
 
-ARCHITECTURES = ["Llama", "Qwen3", "GPT2", "GPTNeoX", "Lfm2"]
+ARCHITECTURES = ["Llama", "Qwen3", "GPT2", "GPTNeoX", "Lfm2", "Qwen3.5"]
 TARGETS: dict[str, tuple[str, ...] | None] = {"every": None, "few": ("q_proj", "v_proj", "gate_proj", "c_attn", "query_key_value")}
 GREEDY = SamplingParams(temperature=0.0)
 SLOTS = 4
