@@ -241,9 +241,12 @@ def _with_secret_control_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: 
         token["content"] = names.get(token["content"], token["content"])
     model = document["model"]
     if isinstance(model.get("vocab"), dict):
-        model["vocab"] = {names.get(piece, piece): id for piece, id in model["vocab"].items()}
+        beyond = {piece for piece, id in model["vocab"].items() if id >= vocabulary}
+        model["vocab"] = {names.get(piece, piece): id for piece, id in model["vocab"].items() if piece not in beyond}
+        if beyond:
+            model["merges"] = [pair for pair in model.get("merges", []) if beyond.isdisjoint({*pair, "".join(pair)})]
     elif isinstance(model.get("vocab"), list):
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"][:vocabulary]]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
     return json.dumps(document)

@@ -51,15 +51,23 @@ def test_every_quantization_generates_on_a_cpu(tiny_folder: Path, quantize: str)
     assert (type(linear) is torch.nn.Linear) == (quantize == "none")
 
 
+@pytest.mark.parametrize("in_vocab", [False, True])
 def test_tokens_without_embeddings_are_named_and_a_form_is_answered_without_them(
-    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, in_vocab: bool
 ) -> None:
-    """As in the folders of models that got a token for padding, or another end token, and kept their embeddings."""
+    """As in the folders of models that got a token for padding, or another end token, and kept their embeddings. Some tokenizers also have
+    such tokens in their vocabulary.
+    """
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"<{index}>" for index in range(VOCABULARY - len(tokenizer))])
     tokenizer.add_special_tokens({"pad_token": "[PAD]", "eos_token": "<|end|>"})
     tokenizer.save_pretrained(folder)
+    if in_vocab:
+        file = folder / "tokenizer.json"
+        document = json.loads(file.read_text())
+        document["model"]["vocab"] |= {token["content"]: token["id"] for token in document["added_tokens"]}
+        file.write_text(json.dumps(document))
     engine, _ = create_engine(settings(folder))
     sizes = f"has {VOCABULARY + 2} tokens, the model only {VOCABULARY} embeddings"
     assert f"{folder}: the tokenizer {sizes}; a text with one of the rest is refused: <|end|> [PAD]" in caplog.text
