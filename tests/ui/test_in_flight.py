@@ -37,7 +37,7 @@ def test_a_question_that_is_sent_before_the_page_has_its_conversation_is_answere
     button(loaded, "Send").click()
     box(loaded).press("Enter")
     wait_until(loaded, lambda: bool(held))
-    expect(loaded.locator("#told")).to_have_text(re.compile("is sent as soon as the page has"))
+    expect(loaded.locator("#told")).to_have_text(re.compile("is sent as soon as the page is ready"))
     expect(box(loaded)).to_have_value(QUESTION)
     assert fake.requests == []
     held[0].continue_()
@@ -55,7 +55,7 @@ def test_a_question_that_is_sent_while_another_conversation_opens_is_asked_there
     shelf(loaded).get_by_role("button", name="Who?", exact=True).click()
     ask(loaded, "And then?")
     wait_until(loaded, lambda: bool(held))
-    expect(loaded.locator("#told")).to_have_text(re.compile("is sent as soon as the page has"))
+    expect(loaded.locator("#told")).to_have_text(re.compile("is sent as soon as the page is ready"))
     assert len(fake.requests) == 2
     held[0].continue_()
     expect_answer(loaded, 2)
