@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from app.engine.attention import SlotAttention
 from app.engine.cudadecoder import create_cuda_decoder
 from app.engine.facts import Weights
-from app.engine.fused import FusedDecoder
+from app.engine.fused import FusedDecoder, compile_experts
 from app.engine.kernel import kernel
 from app.engine.keyvalues import attends, keeps_states
 from app.engine.layout import Layout, Span, layout_of
@@ -148,6 +148,12 @@ class FlatModel:
         if self._decoder is not None and self.attention.is_flash:
             is_known = len(self.devices) == 1 and self.attends_only
             self._decoder.on_cuda = create_cuda_decoder(self._decoder) if is_known else None
+
+    def bind_layers(self) -> None:
+        """Look up the layers again, after some of them have changed."""
+        compile_experts(self.model)
+        if self._decoder is not None:
+            self._decoder.bind_layers()
 
     def bind_adapters(self, shapes: Shapes) -> None:
         """Know the layers that adapters may change. `shapes` are those before layers were joined."""

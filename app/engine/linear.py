@@ -117,6 +117,18 @@ def prepack_layers(model: nn.Module, known_harmed: Collection[str] | None = None
     return harmed
 
 
+def widen_inputs(model: nn.Module) -> list[str]:
+    """Let all layers in groups round their inputs to 16 bits; returns the names of those that rounded them to 8."""
+    narrow = {
+        path: layer
+        for path, layer in model.named_modules()
+        if isinstance(layer, TiledLinear) and layer.packed.is_grouped and layer.packed.input_bits == 8
+    }
+    for layer in narrow.values():
+        layer.packed = replace(layer.packed, input_bits=16)
+    return list(narrow)
+
+
 def _mark_harmed(model: nn.Module, harmed: Collection[str]) -> None:
     for path, layer in model.named_modules():
         if isinstance(layer, GroupedLinear):
