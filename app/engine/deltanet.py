@@ -89,11 +89,15 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias, self.A_log = own.dt_bias, own.A_log
         self._reorder = getattr(own, "fix_query_key_value_ordering", None)  # of Qwen3-Next, which has two projections
         self._attention = attention
+        self._constants: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # in float32: weights of the convolution, A, and dt
 
     def forward(self, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+        if self._constants is None:
+            weight = self.conv1d.weight.detach()[:, 0].float().t().contiguous()  # type: ignore[operator, union-attr]
+            self._constants = weight, self.A_log.detach().float().exp(), self.dt_bias.detach().float()
         mixed, z, rate, decay = self._project(hidden_states)
-        inputs = DeltaInputs(mixed, decay, rate, self.A_log.detach().float().exp(), self.dt_bias.detach().float())
-        out = self._attention.recur(self.layer_idx, inputs, self.shape, self.conv1d.weight.detach()[:, 0])  # type: ignore[operator, union-attr]
+        weight, steepness, shift = self._constants
+        out = self._attention.recur(self.layer_idx, DeltaInputs(mixed, decay, rate, steepness, shift), self.shape, weight)
         width = self.shape.value_dim
         normed = self.norm(out.to(hidden_states.dtype).reshape(-1, width), z.reshape(-1, width))  # type: ignore[operator]
         return self.out_proj(normed.reshape(1, len(mixed), -1))  # type: ignore[operator]
@@ -156,8 +160,8 @@ def _runs_of_span(span: Span, size: int) -> Iterator[Run]:
 def recur(
     inputs: DeltaInputs, shape: DeltaShape, weight: torch.Tensor, layout: Layout, caches: tuple[torch.Tensor | None, ...]
 ) -> torch.Tensor:
-    """Convolve by `weight` `[channels, taps]`, run the rule from the states that the cache has, and write those that come out of it.
-    `caches` are those of slots and of texts, float32 `[pages, numbers]`, or None. Returns float32 `[rows, heads, value_dim]`.
+    """Convolve by `weight` `[taps, channels]`, contiguous, run the rule from the states that the cache has, and write those that come out
+    of it. `caches` are those of slots and of texts, float32 `[pages, numbers]`, or None. Returns float32 `[rows, heads, value_dim]`.
     """
     out = torch.empty(len(inputs.mixed), shape.heads, shape.value_dim, device=inputs.mixed.device)
     native = kernel() if out.device.type == "cpu" else None
@@ -175,12 +179,12 @@ def _run_on_kernel(  # noqa: PLR0913  (all that `recur` has)
     native: Kernel, inputs: DeltaInputs, run: Run, shape: DeltaShape, weight: torch.Tensor, states: torch.Tensor | None, out: torch.Tensor
 ) -> None:
     mixed, decay, rate = (part[run.rows].float().contiguous() for part in (inputs.mixed, inputs.decay, inputs.rate))
-    taps, each = weight.float().t().contiguous(), len(out) // len(run.sources)
+    each = len(out) // len(run.sources)
     rows = zip(range(0, len(out), each), run.sources, run.targets, strict=True)
     sequences = (DeltaRowsArgs * len(run.sources))(*(DeltaRowsArgs(row, each, source, target) for row, source, target in rows))
     native.run_delta_rule(
         DeltaArgs(
-            *(part.data_ptr() for part in (mixed, taps, decay, rate, inputs.steepness, inputs.shift)),
+            *(part.data_ptr() for part in (mixed, weight, decay, rate, inputs.steepness, inputs.shift)),
             *(shape.taps, shape.channels, shape.key_heads, shape.heads, shape.key_dim, shape.value_dim),
             *((None, 0) if states is None else (states.data_ptr(), states.stride(0))),
             sequences,
@@ -201,10 +205,9 @@ def _convolved(mixed: torch.Tensor, run: Run, shape: DeltaShape, weight: torch.T
     rows = mixed.float()
     seen = torch.cat([known, rows[None] if is_one else rows[:, None]], 1)  # [sequences, taps - 1 + rows of each, channels]
     count = seen.shape[1] - before
-    factors = weight.float().t().contiguous()
-    out = seen[:, :count] * factors[0]
+    out = seen[:, :count] * weight[0]
     for tap in range(1, shape.taps):
-        out = out + seen[:, tap : tap + count] * factors[tap]
+        out = out + seen[:, tap : tap + count] * weight[tap]
     if states is not None and run.targets[0] >= 0:
         states[run.targets, part] = seen[:, count:].flatten(1)
     return F.silu(out.to(mixed.dtype)).view(mixed.shape)

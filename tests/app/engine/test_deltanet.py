@@ -98,7 +98,7 @@ def inputs_of(rows: int, shape: DeltaShape) -> DeltaInputs:
 def test_the_kernel_computes_what_torch_does(built: Kernel, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding rows, of which two are of one sequence; a prompt that ends in another page; texts with and without pages."""
     shape = DeltaShape(*heads, key_dim=16, value_dim=32, taps=4)
-    weight, numbers = torch.randn(shape.channels, 4), PAGE_TOKENS * shape.token_floats
+    weight, numbers = torch.randn(4, shape.channels), PAGE_TOKENS * shape.token_floats
     spans = [Span(4, 30, PAGE_TOKENS - 10, (3, 4)), Span(30, 37, 20, (0,), True), Span(37, 40, 0, (0,), True), Span(40, 50, 0, None)]
     layout: Layout = layout_of([((0,), 5), ((0,), 6), ((1, 2), PAGE_TOKENS), ((5,), 0)], spans, PAGE_TOKENS, CPU)
     results = []
